@@ -1,1 +1,30 @@
+// AVX2 and FMA. This file alone is compiled with their flags: nothing but its table may leave it.
+#include <immintrin.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/tables.h"
+
+namespace espalier::kernels {
+namespace {
+
+constexpr int kVectorBytes = 32;
+#include "kernels/vector-inl.h"
+
+inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm256_sqrt_ps((__m256)x); }
+inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm256_sqrt_pd((__m256d)x); }
+
+#include "kernels/power-inl.h"
+
+bool runs_here() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("bmi2") != 0;
+}
+
+}  // namespace
+
+const Table k_avx2_table = {"avx2", &runs_here, power_kernels<float>(), power_kernels<double>()};
+
+}  // namespace espalier::kernels

@@ -1,1 +1,32 @@
+// AVX-512 F, BW, DQ and VL. This file alone is compiled with their flags: nothing but its table may leave it.
+#include <immintrin.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/tables.h"
+
+namespace espalier::kernels {
+namespace {
+
+constexpr int kVectorBytes = 64;
+#include "kernels/vector-inl.h"
+
+// The zero-masking form: the plain one reads an undefined register, of which gcc 12 warns.
+inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x); }
+inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x); }
+
+#include "kernels/power-inl.h"
+
+bool runs_here() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+         __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+}
+
+}  // namespace
+
+const Table k_avx512_table = {"avx512", &runs_here, power_kernels<float>(), power_kernels<double>()};
+
+}  // namespace espalier::kernels

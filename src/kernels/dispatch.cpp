@@ -1,1 +1,49 @@
+#include "espalier/kernels/dispatch.h"
 
+#include <cstdlib>
+
+#include "espalier/core/error.h"
+#include "kernels/tables.h"
+
+namespace espalier::kernels {
+
+const std::vector<const Table*>& compiled() {
+  static const std::vector<const Table*> tables = {
+#if ESPALIER_X86
+      &k_avx512_table,
+      &k_avx2_table,
+#endif
+      &k_scalar_table,
+  };
+  return tables;
+}
+
+const Table& table(const std::string& isa) {
+  std::vector<std::string> known;
+  for (const Table* t : compiled()) {
+    known.emplace_back(t->isa);
+    if (isa != t->isa) continue;
+    ESPALIER_CHECK(t->runs_here(), ErrorKind::usage,
+                   "ESPALIER_ISA = \"{}\": this CPU does not have that instruction set; unset ESPALIER_ISA to use the best one",
+                   isa);
+    return *t;
+  }
+  std::string list;
+  for (const auto& name : known) list += (list.empty() ? "" : ", ") + name;
+  fail(ErrorKind::usage, "ESPALIER_ISA = \"{}\": unknown instruction set. Known in this build: {}.{}", isa, list,
+       suggestion(isa, known));
+}
+
+const Table& active() {
+  static const Table& chosen = []() -> const Table& {
+    const char* forced = std::getenv("ESPALIER_ISA");
+    if (forced != nullptr && *forced != '\0') return table(forced);
+    for (const Table* t : compiled()) {
+      if (t->runs_here()) return *t;
+    }
+    return *compiled().back();
+  }();
+  return chosen;
+}
+
+}  // namespace espalier::kernels

@@ -1,0 +1,34 @@
+/// Which instruction set runs. Kernels are plain functions on pointers, compiled once for each instruction set; `active()` is
+/// the best table that this CPU runs, or the one that $ESPALIER_ISA (scalar, avx2, avx512) names.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "espalier/kernels/power.h"
+
+namespace espalier::kernels {
+
+struct Table {
+  const char* isa;
+  bool (*runs_here)();
+  PowerKernels<float> power_f32;
+  PowerKernels<double> power_f64;
+
+  template <class T>
+  const PowerKernels<T>& power() const {
+    if constexpr (sizeof(T) == sizeof(float)) return power_f32;
+    else return power_f64;
+  }
+};
+
+/// Every table compiled in, best first; scalar is always the last.
+const std::vector<const Table*>& compiled();
+
+/// The table in use, chosen once. Throws Error(usage) if $ESPALIER_ISA names an unknown set or one that this CPU lacks.
+const Table& active();
+
+/// The table of that name. Throws as `active` does.
+const Table& table(const std::string& isa);
+
+}  // namespace espalier::kernels
