@@ -86,7 +86,7 @@ TEST_F(Cgroup, NothingMeansNoLimit) {
 TEST_F(Cgroup, Version2TakesTheTightestOfGroupAndParents) {
   write("proc/self/cgroup", "0::/user.slice/job\n");
   write("proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n");
-  write("sys/fs/cgroup/user.slice/job/cpu.max", "max 100000\n");
+  write("sys/fs/cgroup/user.slice/job/cpu.max", "400000 100000\n");
   write("sys/fs/cgroup/user.slice/cpu.max", "150000 100000\n");
   write("sys/fs/cgroup/user.slice/other/cpu.max", "1000 100000\n");  // not ours
   write("sys/fs/cgroup/user.slice/job/memory.max", "3000000\n");
@@ -111,10 +111,10 @@ TEST_F(Cgroup, Version1ReadsTheTreeOfItsController) {
 }
 
 TEST_F(Cgroup, ContainerSeesItsGroupAsTheRootOfTheMount) {
-  write("proc/self/cgroup", "3:cpu,cpuacct:/docker/4f2a\n");
+  write("proc/self/cgroup", "3:cpu,cpuacct:/docker/4f2a/job\n");
   write("proc/self/mountinfo", "31 23 0:27 /docker/4f2a /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu,cpuacct\n");
-  write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "50000\n");
-  write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  write("sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "50000\n");
+  write("sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n");
   EXPECT_EQ(cgroup_cpu_quota(root_), 0.5);
 }
 
