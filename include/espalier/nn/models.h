@@ -1,0 +1,40 @@
+/// The models of the program: by name, or written as a list of layers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "espalier/core/options.h"
+#include "espalier/nn/network.h"
+
+namespace espalier::nn {
+
+/// Table [model] of a configuration.
+struct ModelOptions {
+  std::string name = "mlp";
+  std::vector<std::int64_t> widths = {300, 100};
+  std::vector<std::string> layers;
+  std::string init = "default";
+  double dropout = 0;
+  std::string storage = "auto";
+  void describe(Describe& d);
+};
+
+struct ModelInfo {
+  std::string name;
+  std::string description;
+  std::string init;  ///< used where the options say "default"
+};
+
+/// Every name that make_model knows, in the order of the documentation.
+std::vector<ModelInfo> known_models();
+
+/// The model with the weights of `seed`, in training mode. torch's generators are left as they are.
+/// Throws Error(usage) for options, input or classes that do not fit together; all mistakes in the spelling of a list
+/// of layers at once.
+std::shared_ptr<Network> make_model(const ModelOptions& options, const InputShape& input, std::int64_t classes,
+                                    std::uint64_t seed);
+
+}  // namespace espalier::nn

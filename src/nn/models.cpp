@@ -1,0 +1,172 @@
+#include "espalier/nn/models.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "espalier/core/error.h"
+#include "espalier/nn/init.h"
+#include "nn/layer_list.h"
+#include "nn/residual.h"
+
+namespace espalier::nn {
+namespace {
+
+using Layers = std::vector<std::string>;
+
+/// torch's layers draw weights when they are built; we draw our own, so the default generator is put back.
+class KeepDefaultGenerator {
+ public:
+  KeepDefaultGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    state_ = generator_.get_state();
+  }
+  ~KeepDefaultGenerator() {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_state(state_);
+  }
+  KeepDefaultGenerator(const KeepDefaultGenerator&) = delete;
+  KeepDefaultGenerator& operator=(const KeepDefaultGenerator&) = delete;
+
+ private:
+  at::Generator generator_;
+  torch::Tensor state_;
+};
+
+Layers mlp_layers(const std::vector<std::int64_t>& widths) {
+  Layers layers = {"flatten"};
+  for (const std::int64_t width : widths) {
+    layers.push_back(fmt::format("linear({})", width));
+    layers.push_back("relu");
+  }
+  layers.push_back("linear(classes)");
+  return layers;
+}
+
+// ReLU after the pool: the same values and gradients as before it (both are monotone), on a quarter of the entries.
+const Layers kMnistCnn = {"conv(16, kernel=5, padding=2)",
+                          "maxpool(2)",
+                          "relu",
+                          "conv(32, kernel=5, padding=2)",
+                          "maxpool(2)",
+                          "relu",
+                          "flatten",
+                          "linear(classes)"};
+const Layers kCifar10Cnn = {
+    "conv(6, kernel=5)", "maxpool(2)",  "relu", "conv(16, kernel=5)", "maxpool(2)", "relu",
+    "flatten",           "linear(120)", "relu", "linear(84)",         "relu",       "linear(classes)"};
+const Layers kLenet5 = {
+    "conv(20, kernel=5)", "maxpool(2)", "relu",           "conv(50, kernel=5)", "maxpool(2)", "relu", "flatten",
+    "linear(500)",        "relu",       "linear(classes)"};
+
+/// Dropout before every fully connected layer that has a weight layer before it.
+Layers with_dropout(const Layers& layers, double p, const std::string& model) {
+  if (p == 0) return layers;
+  Layers out;
+  bool hidden = false, inserted = false;
+  for (const std::string& layer : layers) {
+    const bool linear = layer.rfind("linear", 0) == 0;
+    if (linear && hidden) {
+      out.push_back(fmt::format("dropout({})", p));
+      inserted = true;
+    }
+    hidden = hidden || linear || layer.rfind("conv", 0) == 0;
+    out.push_back(layer);
+  }
+  ESPALIER_CHECK(inserted, ErrorKind::usage, "model.dropout = {}: this \"{}\" has no hidden layer to drop from; set 0",
+                 p, model);
+  return out;
+}
+
+std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, std::int64_t classes) {
+  const auto list = [&](const Layers& layers) {
+    return make_layer_list(with_dropout(layers, o.dropout, o.name), Naming::by_kind, o.name, input, classes);
+  };
+  const auto refuse_dropout = [&](const char* remedy) {
+    ESPALIER_CHECK(o.dropout == 0, ErrorKind::usage, "model.dropout = {}: \"{}\" has none; {}", o.dropout, o.name,
+                   remedy);
+  };
+  if (o.name == "mlp") return list(mlp_layers(o.widths));
+  if (o.name == "lenet-300-100") return list(mlp_layers({300, 100}));
+  if (o.name == "lenet-5") return list(kLenet5);
+  if (o.name == "mnist-cnn") return list(kMnistCnn);
+  if (o.name == "cifar10-cnn") return list(kCifar10Cnn);
+  if (o.name == "wrn-28-2") return make_wrn_28_2(input, classes, o.dropout);
+  if (o.name == "resnet20") {
+    refuse_dropout("set 0");
+    return make_resnet20(input, classes);
+  }
+  ESPALIER_ASSERT(o.name == "layers");
+  refuse_dropout("write \"dropout(p)\" into model.layers where it belongs");
+  ESPALIER_CHECK(
+      !o.layers.empty(), ErrorKind::usage,
+      "model.layers: empty; expected a list such as [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]");
+  return make_layer_list(o.layers, Naming::by_index, "model.layers", input, classes);
+}
+
+}  // namespace
+
+std::vector<ModelInfo> known_models() {
+  return {
+      {"mlp", "fully connected network, ReLU, hidden layers as model.widths says (none: a linear classifier)",
+       "truncated-normal"},
+      {"lenet-300-100", "fully connected network with 300 and 100 hidden units", "truncated-normal"},
+      {"lenet-5", "LeNet-5 as in Caffe and the pruning papers: conv 20, conv 50, fc 500", "torch-default"},
+      {"mnist-cnn", "three weight layers: conv 16, conv 32 (5x5), linear", "torch-default"},
+      {"cifar10-cnn", "five weight layers: conv 6, conv 16 (5x5), fc 120, fc 84, linear", "torch-default"},
+      {"resnet20", "residual network of 20 layers for small images, 16-32-64 channels, 1x1 convolutions as shortcuts",
+       "kaiming-normal"},
+      {"wrn-28-2", "wide residual network of 28 layers, 32-64-128 channels", "kaiming-normal"},
+      {"layers", "a network written as a list in model.layers", "torch-default"},
+  };
+}
+
+void ModelOptions::describe(Describe& d) {
+  std::vector<std::string> names;
+  for (const ModelInfo& m : known_models()) names.push_back(m.name);
+  std::vector<std::string> initializers = {"default"};
+  for (const std::string& known : known_initializers()) initializers.push_back(known);
+  d("name", name, "the network", names);
+  d("widths", widths, "hidden units of each layer of \"mlp\"", between(1, 1 << 30));
+  d("layers", layers, "the network of name = \"layers\", one layer an entry");
+  d("init", init, "distribution of the weights at step 0; \"default\" is the model's own", initializers);
+  d("dropout", dropout,
+    "share of inputs dropped before each fully connected layer but the first, or in the blocks of a wide "
+    "residual network",
+    from_up_to(0, 1));
+  d("storage", storage, "how weights are held: a dense tensor and a mask, or the kept entries alone",
+    std::vector<std::string>{"auto", "masked", "compressed"});
+}
+
+std::shared_ptr<Network> make_model(const ModelOptions& given, const InputShape& input, std::int64_t classes,
+                                    std::uint64_t seed) {
+  ModelOptions o = given;
+  for (const Option& option : describe(o)) option.validate("model." + option.name + " = ");
+  ESPALIER_CHECK(o.storage != "compressed", ErrorKind::usage,
+                 "model.storage = \"compressed\": this version has masked storage only; set \"masked\" or \"auto\"");
+  ESPALIER_CHECK(o.name == "mlp" || o.widths == ModelOptions().widths, ErrorKind::usage,
+                 "model.widths = [{}]: only \"mlp\" has widths to set, and model.name is \"{}\"",
+                 fmt::join(o.widths, ", "), o.name);
+  ESPALIER_CHECK(o.name == "layers" || o.layers.empty(), ErrorKind::usage,
+                 "model.layers is given, but model.name is \"{}\"; set model.name = \"layers\"", o.name);
+  ESPALIER_CHECK(input.channels > 0 && input.height > 0 && input.width > 0, ErrorKind::usage,
+                 "model \"{}\": the input is {}, expected positive sizes", o.name, input.text());
+  ESPALIER_CHECK(classes >= 2, ErrorKind::usage, "model \"{}\": {} classes, expected at least 2", o.name, classes);
+
+  if (o.init == "default") {
+    for (const ModelInfo& m : known_models())
+      if (m.name == o.name) o.init = m.init;
+  }
+  const KeepDefaultGenerator keep;
+  try {
+    const auto network = build(o, input, classes);
+    initialize(*network, o.init, seed);
+    return network;
+  } catch (const c10::Error& e) {  // no memory for it
+    fail(ErrorKind::failed, "model \"{}\" cannot be built: {}", o.name, e.what_without_backtrace());
+  }
+}
+
+}  // namespace espalier::nn
