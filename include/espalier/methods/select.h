@@ -1,0 +1,23 @@
+/// Which positions: exact top-k, ties to the lower index.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace espalier {
+
+struct Selection {
+  at::Tensor chosen;  ///< indices of the k largest scores, ascending  [k] int64
+  at::Tensor rest;    ///< the other indices, ascending                [n-k] int64
+  double threshold;   ///< the smallest chosen score; +inf if k = 0
+};
+
+/// score: [n], finite. O(n). Throws Error(usage) unless 0 <= k <= n, Error(diverged) if a score is not a number.
+Selection select_top(const at::Tensor& score, std::int64_t k);
+
+/// The k largest over several score vectors together: how many fall to each, ties to the lower vector and index.
+std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& scores, std::int64_t k);
+
+}  // namespace espalier

@@ -1,0 +1,99 @@
+/// One sparsifiable weight: trainable values phi, the reparametrisation psi, the masks, and a storage.
+///
+///     w       = psi(phi) . M_f              what the layer computes with
+///     dL/dphi = (dL/dw . M_b) . psi'(phi)   what the optimiser sees
+///     after the step, phi outside M_b is bit for bit what it was
+///
+/// Methods see sets of positions and the values on them, never the storage. A position is a flat row-major index into the
+/// dense shape; sets of positions are int64 tensors, ascending, without repetition.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "espalier/nn/reparametrisation.h"
+
+namespace espalier {
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// One change of a topology. Positions that are dropped and grown at once keep their place with the birth value.
+struct Rewiring {
+  at::Tensor drop;          ///< positions to leave, all active; undefined = none
+  at::Tensor grow;          ///< positions to enter, none active after the drop; undefined = none
+  at::Tensor birth_values;  ///< phi at `grow`; undefined = zeros. With alpha > 1 a weight born at zero never moves.
+  std::optional<double> threshold;  ///< the |w| below which weights were dropped, for the record
+};
+
+/// What the rewirings since the last look did: for optimiser state and for the record.
+struct TopologyChange {
+  at::Tensor dropped, grown;  ///< positions
+  std::optional<double> threshold;
+};
+
+class SparseWeight {
+ public:
+  /// `layer`: number of the weight in the model, the key of its random streams.
+  SparseWeight(std::string name, std::vector<std::int64_t> shape, std::int64_t layer);
+  virtual ~SparseWeight() = default;
+  SparseWeight(const SparseWeight&) = delete;
+  SparseWeight& operator=(const SparseWeight&) = delete;
+
+  const std::string& name() const { return name_; }                 ///< as in state_dict: "fc1.weight"
+  const std::vector<std::int64_t>& shape() const { return shape_; }  ///< [out, in] or [out, in/groups, kh, kw]
+  std::int64_t numel() const { return numel_; }
+  std::int64_t layer() const { return layer_; }
+  const Reparametrisation& reparametrisation() const { return reparametrisation_; }
+
+  // --- what a method sees -------------------------------------------------------------------------------------------
+  virtual std::int64_t nnz() const = 0;          ///< |M_f|
+  virtual at::Tensor active() const = 0;         ///< positions in M_f  [nnz]
+  virtual at::Tensor weights() const = 0;        ///< w at active()     [nnz]
+  virtual at::Tensor values() const = 0;         ///< phi at active()   [nnz]
+  /// Changes M_f and M_b alike. Throws Error(usage) if the positions are not what Rewiring says.
+  virtual void rewire(const Rewiring& change) = 0;
+  /// M_b alone: only these positions learn from now on; the others keep their phi whatever the optimiser does.
+  virtual void set_trainable(const at::Tensor& positions) = 0;
+  virtual at::Tensor trainable() const = 0;      ///< positions in M_b
+
+  // --- what the Sparsifier does, in this order in each step -----------------------------------------------------------
+  /// The tensor that the optimiser updates: phi, or w for Update::target. Its TensorImpl never changes.
+  virtual at::Tensor parameter() = 0;
+  /// Turns the gradient of w into the gradient of `parameter()`, masked by M_b. Adds `decay` * w to the gradient of w first.
+  virtual void pull(double decay) = 0;
+  /// After the optimiser: phi outside M_b back to what it was, w = psi(phi) . M_f.
+  virtual void settle() = 0;
+  /// phi <- factor phi on M_b, w follows (decoupled weight decay in a space that the optimiser does not see).
+  virtual void shrink(double factor) = 0;
+  /// The topology change since the last call, if any.
+  virtual std::optional<TopologyChange> take_change() = 0;
+  /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
+  virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
+
+  // --- saving -----------------------------------------------------------------------------------------------------------
+  /// phi and masks under "<name>.…"; `restore` takes the same back, bit for bit.
+  virtual NamedTensors archive() const = 0;
+  virtual void restore(const NamedTensors& tensors) = 0;
+
+ protected:
+  Reparametrisation reparametrisation_;
+
+ private:
+  std::string name_;
+  std::vector<std::int64_t> shape_;
+  std::int64_t numel_;
+  std::int64_t layer_;
+};
+
+/// Masked storage: dense tensors and a bit for each entry. Takes any weight of any layer; the reference for every test.
+/// `w` is the model's own parameter, float32 or float64 on the CPU. With the identity phi *is* w.
+std::unique_ptr<SparseWeight> make_masked_weight(std::string name, at::Tensor w, const Reparametrisation& psi,
+                                                 std::int64_t layer);
+
+}  // namespace espalier

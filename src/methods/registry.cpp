@@ -1,0 +1,38 @@
+#include "espalier/methods/registry.h"
+
+#include "espalier/core/error.h"
+#include "espalier/methods/dense.h"
+#include "espalier/methods/magnitude.h"
+#include "espalier/methods/static_random.h"
+
+namespace espalier {
+namespace {
+template <class M>
+std::unique_ptr<Method> make() {
+  return std::make_unique<M>();
+}
+}  // namespace
+
+const std::vector<MethodInfo>& known_methods() {
+  static const std::vector<MethodInfo> methods = {
+      {"dense", "every weight is kept", &make<Dense>},
+      {"static-random", "random masks before training, never changed", &make<StaticRandom>},
+      {"magnitude", "the smallest weights pruned once during training, then retrained", &make<OneShotMagnitude>},
+      {"gradual-magnitude", "the smallest weights pruned little by little along a cubic schedule", &make<GradualMagnitude>},
+      {"iterative-magnitude", "the smallest weights pruned in rounds with retraining between", &make<IterativeMagnitude>},
+  };
+  return methods;
+}
+
+std::unique_ptr<Method> make_method(const std::string& name) {
+  std::vector<std::string> names;
+  std::string list;
+  for (const MethodInfo& m : known_methods()) {
+    if (m.name == name) return m.make();
+    names.push_back(m.name);
+    list += (list.empty() ? "" : ", ") + m.name;
+  }
+  fail(ErrorKind::usage, "\"{}\": unknown method. Known: {}.{}", name, list, suggestion(name, names));
+}
+
+}  // namespace espalier

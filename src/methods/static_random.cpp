@@ -1,0 +1,45 @@
+#include "espalier/methods/static_random.h"
+
+#include <torch/torch.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/random.h"
+#include "espalier/methods/allocate.h"
+
+namespace espalier {
+
+void StaticRandom::check(const MethodContext& context) const {
+  ESPALIER_CHECK(context.sparsity.sparsity > 0, ErrorKind::usage,
+                 "method static-random needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
+}
+
+void StaticRandom::prepare(const MethodContext& context) {
+  std::int64_t positions = 0;
+  std::vector<std::vector<std::int64_t>> shapes;
+  std::vector<std::int64_t> sizes;
+  for (const SparseWeight* w : context.weights) {
+    positions += w->numel();
+    shapes.push_back(w->shape());
+    sizes.push_back(w->numel());
+  }
+  std::vector<std::int64_t> budgets(sizes.size(), 0);
+  if (context.sparsity.distribution == "global") {
+    const auto kept = kept_count(positions, context.sparsity.sparsity);
+    std::size_t l = 0;
+    std::int64_t end = sizes.empty() ? 0 : sizes[0];
+    for (const auto i : random_subset(positions, kept, RandomStream(context.seed, Purpose::topology, ~std::uint64_t{0}))) {
+      while (i >= end) end += sizes[++l];
+      ++budgets[l];
+    }
+  } else {
+    budgets = allocate(shapes, sizes, context.sparsity.sparsity, context.sparsity.distribution);
+  }
+  for (std::size_t l = 0; l < budgets.size(); ++l) {
+    SparseWeight& w = *context.weights[l];
+    const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w.layer()));
+    w.rewire({torch::tensor(random_subset(w.numel(), w.numel() - budgets[l], random), torch::kInt64), {}, {}, {}});
+    ESPALIER_ASSERT(w.nnz() == budgets[l]);
+  }
+}
+
+}  // namespace espalier

@@ -1,0 +1,273 @@
+// Masked storage of a SparseWeight.
+#include <torch/torch.h>
+
+#include "espalier/core/bitmask.h"
+#include "espalier/core/error.h"
+#include "espalier/nn/sparse_weight.h"
+#include "espalier/ops/power.h"
+
+namespace espalier {
+namespace {
+
+/// f(T{}) with T the C++ type of `tensor`.
+template <class F>
+void with_type(const at::Tensor& tensor, const F& f) {
+  if (tensor.scalar_type() == at::kFloat) f(float{});
+  else f(double{});
+}
+
+at::Tensor to_tensor(const std::vector<std::int64_t>& positions) {
+  return torch::tensor(positions, torch::kInt64);
+}
+
+/// The positions as numbers, checked to be int64, one-dimensional, ascending and within [0, n).
+std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name, const char* what) {
+  if (!positions.defined()) return {};
+  ESPALIER_CHECK(positions.scalar_type() == at::kLong && positions.dim() == 1, ErrorKind::usage,
+                 "{}: positions to {} must be a one-dimensional int64 tensor", name, what);
+  const at::Tensor flat = positions.contiguous();
+  const auto* p = flat.data_ptr<std::int64_t>();
+  std::vector<std::int64_t> list(p, p + flat.numel());
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    ESPALIER_CHECK(list[i] >= 0 && list[i] < n && (i == 0 || list[i] > list[i - 1]), ErrorKind::usage,
+                   "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, list[i], i);
+  }
+  return list;
+}
+
+class MaskedWeight : public SparseWeight {
+ public:
+  MaskedWeight(std::string name, at::Tensor w, const Reparametrisation& psi, std::int64_t layer)
+      : SparseWeight(std::move(name), w.sizes().vec(), layer),
+        w_(std::move(w)),
+        forward_(numel(), true),
+        backward_(numel(), true) {
+    ESPALIER_CHECK(w_.device().is_cpu() && w_.is_contiguous() && (w_.scalar_type() == at::kFloat || w_.scalar_type() == at::kDouble),
+                   ErrorKind::usage, "{}: masked storage takes contiguous float32 or float64 weights on the CPU", this->name());
+    reparametrisation_ = psi;
+    const torch::NoGradGuard no_grad;
+    if (psi.is_identity()) {
+      phi_ = w_;
+    } else {
+      phi_ = psi.inverse(w_.detach()).contiguous().set_requires_grad(psi.update() == Update::gradient);
+      push();
+    }
+  }
+
+  std::int64_t nnz() const override { return forward_.count(); }
+  at::Tensor active() const override { return to_tensor(forward_.positions()); }
+  at::Tensor trainable() const override { return to_tensor(backward_.positions()); }
+  at::Tensor weights() const override { return at_active(w_); }
+  at::Tensor values() const override { return at_active(phi_); }
+
+  void rewire(const Rewiring& change) override {
+    const torch::NoGradGuard no_grad;
+    const auto drop = checked(change.drop, numel(), name(), "drop");
+    const auto grow = checked(change.grow, numel(), name(), "grow");
+    at::Tensor births;
+    if (change.birth_values.defined()) {
+      births = change.birth_values.to(phi_.scalar_type()).contiguous();
+      ESPALIER_CHECK(births.dim() == 1 && births.size(0) == static_cast<std::int64_t>(grow.size()), ErrorKind::usage,
+                     "{}: {} birth values for {} positions to grow", name(), births.numel(), grow.size());
+    }
+    // Everything is checked before anything is changed.
+    for (const auto i : drop)
+      ESPALIER_CHECK(forward_.test(i), ErrorKind::usage, "{}: position {} to drop is not active", name(), i);
+    BitMask dropped(numel());
+    for (const auto i : drop) dropped.set(i, true);
+    for (const auto i : grow) {
+      ESPALIER_CHECK(!forward_.test(i) || dropped.test(i), ErrorKind::usage, "{}: position {} to grow is active already",
+                     name(), i);
+    }
+    for (const auto i : drop) {
+      forward_.set(i, false);
+      backward_.set(i, false);
+    }
+    for (const auto i : grow) {
+      forward_.set(i, true);
+      backward_.set(i, true);
+    }
+    with_type(phi_, [&](auto zero) {
+      using T = decltype(zero);
+      T* phi = phi_.data_ptr<T>();
+      for (const auto i : drop) phi[i] = 0;
+      const T* birth = births.defined() ? births.data_ptr<T>() : nullptr;
+      for (std::size_t k = 0; k < grow.size(); ++k) phi[grow[k]] = birth != nullptr ? birth[k] : T(0);
+    });
+    note(drop, grow, change.threshold);
+    freeze();
+    push();
+  }
+
+  void set_trainable(const at::Tensor& positions) override {
+    const auto list = checked(positions, numel(), name(), "train");
+    backward_ = BitMask(numel());
+    for (const auto i : list) backward_.set(i, true);
+    freeze();
+  }
+
+  at::Tensor parameter() override { return reparametrisation_.update() == Update::target ? w_ : phi_; }
+
+  void pull(double decay) override {
+    at::Tensor& gradient = w_.mutable_grad();
+    if (!gradient.defined()) return;
+    if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+    const bool in_phi = !reparametrisation_.is_identity() && reparametrisation_.update() == Update::gradient;
+    if (in_phi) {
+      ops::power_pull(phi_, power_, backward_, reparametrisation_.alpha(), decay, gradient);
+    } else if (decay != 0) {
+      ops::power_pull(w_, {}, backward_, 1, decay, gradient);  // in the space of w: alpha = 1
+    } else if (!backward_.all()) {
+      ops::keep(gradient, backward_, {});
+    }
+    if (in_phi) {
+      phi_.mutable_grad() = gradient;
+      gradient = at::Tensor();
+    }
+  }
+
+  void settle() override {
+    const torch::NoGradGuard no_grad;
+    if (!reparametrisation_.is_identity() && reparametrisation_.update() == Update::target) {
+      ops::power_target(phi_, forward_, backward_, reparametrisation_.alpha(), w_);
+      return;
+    }
+    thaw();
+    push();
+  }
+
+  void shrink(double factor) override {
+    const torch::NoGradGuard no_grad;
+    phi_.mul_(factor);
+    thaw();
+    push();
+  }
+
+  std::optional<TopologyChange> take_change() override { return std::exchange(change_, std::nullopt); }
+
+  void reindex_state(at::Tensor& state, const TopologyChange& change) const override {
+    const torch::NoGradGuard no_grad;
+    ESPALIER_ASSERT(state.numel() == numel());
+    at::Tensor flat = state.view({-1});
+    flat.index_fill_(0, change.dropped, 0);
+    flat.index_fill_(0, change.grown, 0);
+  }
+
+  NamedTensors archive() const override {
+    NamedTensors tensors = {{name() + ".phi", phi_.detach()}};
+    if (!forward_.all()) tensors.emplace_back(name() + ".mask", mask_tensor(forward_));
+    if (!(backward_ == forward_)) tensors.emplace_back(name() + ".trainable", mask_tensor(backward_));
+    return tensors;
+  }
+
+  void restore(const NamedTensors& tensors) override {
+    const torch::NoGradGuard no_grad;
+    const at::Tensor* phi = find(tensors, ".phi");
+    ESPALIER_CHECK(phi != nullptr && phi->sizes() == w_.sizes() && phi->scalar_type() == w_.scalar_type(), ErrorKind::data,
+                   "{}.phi: missing from the saved state, or of another shape or type than the model's", name());
+    const at::Tensor* mask = find(tensors, ".mask");
+    const at::Tensor* trainable = find(tensors, ".trainable");
+    BitMask forward = mask != nullptr ? mask_of(*mask) : BitMask(numel(), true);
+    backward_ = trainable != nullptr ? mask_of(*trainable) : forward;
+    forward_ = std::move(forward);
+    phi_.copy_(*phi);
+    change_.reset();
+    freeze();
+    push();
+  }
+
+ private:
+  at::Tensor at_active(const at::Tensor& dense) const {
+    const at::Tensor flat = dense.detach().view({-1});
+    return forward_.all() ? flat.clone() : flat.index_select(0, active());
+  }
+
+  /// w = psi(phi) . M_f; with the identity phi is w, and its entries outside M_f are zero or put back by settle().
+  void push() {
+    if (reparametrisation_.is_identity()) return;
+    const torch::NoGradGuard no_grad;
+    if (reparametrisation_.update() == Update::gradient && ops::power_is_costly(reparametrisation_.alpha()) &&
+        !power_.defined()) {
+      power_ = torch::empty_like(w_, torch::TensorOptions().requires_grad(false));
+    }
+    ops::power_push(phi_, forward_, reparametrisation_.alpha(), w_, power_);
+  }
+
+  /// Puts phi outside M_b back to what it was.
+  void thaw() {
+    if (!backward_.all()) ops::keep(phi_, backward_, frozen_);
+  }
+
+  /// Remembers phi outside M_b, unless it is all zero there.
+  void freeze() {
+    frozen_ = at::Tensor();
+    if (backward_.all()) return;
+    with_type(phi_, [&](auto zero) {
+      using T = decltype(zero);
+      const T* phi = phi_.data_ptr<T>();
+      for (std::int64_t i = 0; i < numel(); ++i) {
+        if (!backward_.test(i) && phi[i] != T(0)) {
+          frozen_ = phi_.detach().clone();
+          return;
+        }
+      }
+    });
+  }
+
+  void note(const std::vector<std::int64_t>& drop, const std::vector<std::int64_t>& grow,
+            const std::optional<double>& threshold) {
+    TopologyChange now{to_tensor(drop), to_tensor(grow), threshold};
+    if (change_) {
+      now.dropped = torch::cat({change_->dropped, now.dropped});
+      now.grown = torch::cat({change_->grown, now.grown});
+    }
+    change_ = std::move(now);
+  }
+
+  at::Tensor mask_tensor(const BitMask& mask) const {
+    at::Tensor bytes = torch::zeros(shape(), torch::kUInt8);
+    auto* out = bytes.data_ptr<std::uint8_t>();
+    for (const auto i : mask.positions()) out[i] = 1;
+    return bytes;
+  }
+
+  BitMask mask_of(const at::Tensor& bytes) const {
+    ESPALIER_CHECK(bytes.sizes() == w_.sizes() && bytes.scalar_type() == at::kByte, ErrorKind::data,
+                   "{}: a saved mask must be uint8 of the weight's shape", name());
+    const at::Tensor flat = bytes.contiguous();
+    BitMask mask(numel());
+    for (std::int64_t i = 0; i < numel(); ++i) {
+      if (flat.data_ptr<std::uint8_t>()[i] != 0) mask.set(i, true);
+    }
+    return mask;
+  }
+
+  const at::Tensor* find(const NamedTensors& tensors, const char* suffix) const {
+    for (const auto& [key, tensor] : tensors) {
+      if (key == name() + suffix) return &tensor;
+    }
+    return nullptr;
+  }
+
+  at::Tensor w_;      // the model's parameter
+  at::Tensor phi_;    // the same tensor where psi is the identity
+  at::Tensor power_;  // |phi|^(alpha-1) left by the last push, where a power is costly
+  at::Tensor frozen_; // phi where M_b is 0; undefined = zeros
+  BitMask forward_;   // M_f
+  BitMask backward_;  // M_b
+  std::optional<TopologyChange> change_;
+};
+
+}  // namespace
+
+SparseWeight::SparseWeight(std::string name, std::vector<std::int64_t> shape, std::int64_t layer)
+    : name_(std::move(name)), shape_(std::move(shape)), numel_(1), layer_(layer) {
+  for (const auto d : shape_) numel_ *= d;
+}
+
+std::unique_ptr<SparseWeight> make_masked_weight(std::string name, at::Tensor w, const Reparametrisation& psi,
+                                                 std::int64_t layer) {
+  return std::make_unique<MaskedWeight>(std::move(name), std::move(w), psi, layer);
+}
+
+}  // namespace espalier
