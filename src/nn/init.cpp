@@ -136,17 +136,19 @@ void initialize(torch::nn::Module& model, const std::string& initializer, std::u
     }
     ++layer;
   };
-  for (const auto& module : model.modules()) {
-    if (auto* linear = module->as<torch::nn::LinearImpl>()) {
+  const auto visit = [&](torch::nn::Module& module) {
+    if (auto* linear = module.as<torch::nn::LinearImpl>()) {
       set(linear->weight, linear->bias);
-    } else if (auto* conv = module->as<torch::nn::Conv2dImpl>()) {
+    } else if (auto* conv = module.as<torch::nn::Conv2dImpl>()) {
       set(conv->weight, conv->bias);
-    } else if (auto* norm2 = module->as<torch::nn::BatchNorm2dImpl>()) {
+    } else if (auto* norm2 = module.as<torch::nn::BatchNorm2dImpl>()) {
       norm2->reset_parameters();  // weight 1, bias 0, mean 0, variance 1
-    } else if (auto* norm1 = module->as<torch::nn::BatchNorm1dImpl>()) {
+    } else if (auto* norm1 = module.as<torch::nn::BatchNorm1dImpl>()) {
       norm1->reset_parameters();
     }
-  }
+  };
+  visit(model);  // by reference: it may live on the stack, where modules() must not include it
+  for (const auto& module : model.modules(/*include_self=*/false)) visit(*module);
 }
 
 }  // namespace espalier::nn

@@ -11,20 +11,24 @@ namespace espalier::nn {
 namespace {
 
 /// Evaluation mode for a scope; afterwards every module has its own flag back (a user may have frozen some).
+/// Without the network itself in the lists of modules: it may live on the stack.
 class EvalScope {
  public:
-  explicit EvalScope(torch::nn::Module& network) {
-    for (auto& module : network.modules()) flags_.emplace_back(module, module->is_training());
+  explicit EvalScope(torch::nn::Module& network) : network_(network), training_(network.is_training()) {
+    for (auto& module : network.modules(/*include_self=*/false)) flags_.emplace_back(module, module->is_training());
     network.eval();
   }
   ~EvalScope() {
     // Parents come first, and train() descends: children then correct it.
+    network_.train(training_);
     for (auto& [module, training] : flags_) module->train(training);
   }
   EvalScope(const EvalScope&) = delete;
   EvalScope& operator=(const EvalScope&) = delete;
 
  private:
+  torch::nn::Module& network_;
+  bool training_;
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, bool>> flags_;
 };
 
@@ -50,7 +54,7 @@ torch::Tensor Network::forward(const torch::Tensor& images, const Observer& obse
 }
 
 std::vector<LayerCost> layer_costs(Network& network) {
-  const auto modules = network.named_modules();
+  const auto modules = network.named_modules("", /*include_self=*/false);
   const EvalScope eval(network);
   const torch::NoGradGuard no_grad;
   const auto parameters = network.parameters();
