@@ -1,0 +1,103 @@
+/// Wraps any torch optimiser so that a model trains sparse. The whole of a step stands in Sparsifier::step.
+///
+///   espalier::Sparsifier sparsifier(*net, espalier::make_method("gradual-magnitude"), espalier::Powerprop(1.5),
+///                                   espalier::SparsifierOptions().sparsity(0.9).total_steps(2000));
+///   torch::optim::SGD sgd(sparsifier.parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+///   for (auto& batch : loader) { loss(net, batch).backward(); sparsifier.step(sgd); }
+///
+/// Linear and Conv2d weights are sparsified; biases and normalisation are left alone. Not thread-safe.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "espalier/methods/method.h"
+#include "espalier/methods/optimizer_state.h"
+#include "espalier/nn/reparametrisation.h"
+#include "espalier/nn/sparse_weight.h"
+
+namespace espalier {
+
+/// Where weight decay acts on reparametrised weights. An L2 penalty on phi is a penalty sum |w|^(2/alpha) on w (alpha = 2: L1), so a
+/// comparison of reparametrisations has to say which. The two are one for the identity.
+enum class DecaySpace { w, phi };
+
+/// Weight decay on the sparsifiable weights, done by the Sparsifier because the optimiser's own would act on the tensor it holds:
+/// phi for Update::gradient, w for Update::target. Give the optimiser weight_decay = 0 for Sparsifier::weight_parameters() then.
+struct WeightDecay {
+  double rate = 0;
+  DecaySpace space = DecaySpace::w;
+  bool decoupled = false;  ///< AdamW's: multiply by (1 - lr rate) beside the step, instead of adding rate w to the gradient
+};
+
+struct SparsifierOptions {
+  TORCH_ARG(double, sparsity) = 0;
+  TORCH_ARG(std::string, distribution) = "uniform";
+  TORCH_ARG(std::vector<std::string>, dense_layers);
+  TORCH_ARG(std::uint64_t, seed) = 1;
+  TORCH_ARG(std::int64_t, total_steps) = 0;      ///< needed by methods whose durations are in per cent
+  TORCH_ARG(std::int64_t, steps_per_epoch) = 0;  ///< needed by methods whose durations are in epochs
+  TORCH_ARG(WeightDecay, weight_decay) = {};
+};
+
+/// What a topology change did to one layer.
+struct LayerTopology {
+  std::string name;
+  std::int64_t nnz, dropped, grown;
+  std::optional<double> threshold;
+};
+
+class Sparsifier {
+ public:
+  /// Takes over the Linear and Conv2d weights of the model, which must outlive it. Draws the initial masks.
+  /// Throws Error(usage) if the model has none, or the method cannot do what the options ask.
+  Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method, const Reparametrisation& psi,
+             const SparsifierOptions& options);
+
+  /// What the optimiser is to be built over: for each weight its parameter, and every other parameter of the model.
+  std::vector<at::Tensor> parameters() const;
+  std::vector<at::Tensor> weight_parameters() const;  ///< of the sparsifiable weights alone
+  std::vector<at::Tensor> other_parameters() const;   ///< biases, normalisation, …
+  NamedParameters named_parameters() const;           ///< both, by their names in state_dict
+
+  /// One step of the optimiser on the gradients that backward() has left: pull, optimise, settle, change the topology when due.
+  /// Consumes the gradients: no zero_grad is needed.
+  void step(torch::optim::Optimizer& optimizer);
+
+  const Clock& clock() const { return clock_; }
+  const std::vector<std::unique_ptr<SparseWeight>>& weights() const { return weights_; }
+  const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
+  std::int64_t nnz() const;       ///< kept weights among the sparsified
+  std::int64_t positions() const; ///< all of them
+  double sparsity() const;        ///< 1 - nnz / positions
+
+  /// What the last step (or the preparation) changed, one entry for each sparsified layer; empty if nothing.
+  std::vector<LayerTopology> take_topology();
+
+  /// phi, masks and the step; restored bit for bit.
+  NamedTensors archive() const;
+  void restore(const NamedTensors& tensors);
+
+ private:
+  void change_topology(torch::optim::Optimizer* optimizer);
+
+  torch::nn::Module& model_;
+  std::unique_ptr<Method> method_;
+  WeightDecay decay_;
+  std::vector<std::unique_ptr<SparseWeight>> weights_;
+  NamedParameters others_;
+  MethodContext context_;
+  Clock clock_;
+  std::vector<LayerTopology> topology_;
+  bool optimizer_checked_ = false;
+};
+
+/// True if `name` matches a pattern with * (any run of characters) and ? (any one).
+bool matches(const std::string& pattern, const std::string& name);
+
+}  // namespace espalier

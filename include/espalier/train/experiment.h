@@ -1,0 +1,101 @@
+/// What a configuration describes, built: data, model, sparsifier, optimiser. Training, evaluation and pruning start from here.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "espalier/data/dataset.h"
+#include "espalier/methods/sparsifier.h"
+#include "espalier/nn/network.h"
+#include "espalier/train/checkpoint.h"
+#include "espalier/train/run_config.h"
+
+namespace espalier::train {
+
+/// The data of a run: both splits in memory, and loaders over them. The test split is to be read once, at the end of a run.
+class RunData {
+ public:
+  explicit RunData(const RunConfig& config);
+
+  const data::Dataset& dataset() const { return dataset_; }
+  nn::InputShape input_shape() const;
+  std::int64_t train_size() const { return static_cast<std::int64_t>(split_.train.size()); }
+  bool has_validation() const { return !split_.validation.empty(); }
+
+  data::Loader train_batches() const;       ///< shuffled, augmented
+  data::Loader train_samples() const;       ///< the same images, in order and as they are: for evaluation
+  data::Loader validation_batches() const;
+  data::Loader test_batches() const;
+
+ private:
+  data::Loader plain(const data::Images& images, const std::vector<std::int64_t>& indices) const;
+
+  data::DataOptions options_;
+  std::int64_t batch_size_;
+  std::uint64_t seed_;
+  data::Dataset dataset_;
+  data::Split split_;
+  data::Normalisation normalisation_;
+};
+
+/// Length of a run, from [train].
+Clock planned_clock(const TrainOptions& train, std::int64_t batches_per_epoch);
+
+/// The factor on the learning rate for the step after `done` steps.
+double schedule_factor(const ScheduleOptions& schedule, std::int64_t done, const Clock& clock);
+
+struct Evaluation {
+  std::int64_t samples = 0, correct = 0;
+  double loss_sum = 0;  ///< cross-entropy, nats, summed over samples
+  double accuracy() const { return samples == 0 ? 0 : static_cast<double>(correct) / static_cast<double>(samples); }
+  double loss() const { return samples == 0 ? 0 : loss_sum / static_cast<double>(samples); }
+};
+
+/// In evaluation mode, by sums over samples: a short last batch counts as what it is. Leaves the model's mode as it was.
+Evaluation evaluate(nn::Network& network, const data::Loader& batches);
+
+/// The optimiser of [optim] over the parameters of the sparsifier; `weight_decay` is the part that the Sparsifier must do itself.
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config, const Sparsifier& sparsifier);
+WeightDecay sparsifier_decay(const RunConfig& config);
+
+/// A model under a sparsifier. `prepared`: draw the masks of the method now (false: dense, masks come from a checkpoint).
+struct SparseModel {
+  std::shared_ptr<nn::Network> network;
+  std::unique_ptr<Sparsifier> sparsifier;
+};
+SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes, const Clock& clock);
+
+/// Parameters, buffers and masks ("<name>.mask", uint8, where a weight is sparse) by their names in Python's state_dict.
+NamedTensors state_dict(const SparseModel& model);
+
+/// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data) names the
+/// first that is not; `source` stands in the message.
+void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source);
+
+/// The trained model of a run directory or a checkpoint folder (latest checkpoint of a run, unless `best`).
+struct LoadedRun {
+  RunConfig config;
+  std::filesystem::path directory;  ///< of the run
+  Checkpoint checkpoint;
+};
+LoadedRun load_run(const std::filesystem::path& run_or_checkpoint, bool best = false);
+
+/// Network and sparsifier with the weights and masks of the checkpoint.
+SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std::int64_t classes, const Clock& clock);
+
+/// One row for each weight layer: what it costs dense, and what is kept.
+struct LayerReport {
+  std::string name;                  ///< of the weight: "fc1.weight"
+  std::string kind;                  ///< linear, conv2d
+  std::vector<std::int64_t> shape;
+  std::int64_t weights = 0, nnz = 0;
+  std::int64_t macs_dense = 0;       ///< multiply-accumulates of one sample, dense
+  std::int64_t macs = 0;             ///< those of the kept weights
+  bool sparsified = false;           ///< false: one of the dense_layers
+};
+std::vector<LayerReport> layer_report(nn::Network& network, const Sparsifier& sparsifier);
+
+}  // namespace espalier::train

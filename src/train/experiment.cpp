@@ -1,0 +1,249 @@
+#include "espalier/train/experiment.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "espalier/core/error.h"
+
+namespace espalier::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kEvaluationBatch = 500;
+constexpr double kPi = 3.14159265358979323846;
+
+std::vector<std::int64_t> all_indices(const data::Images& images) {
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(images.size()));
+  std::iota(indices.begin(), indices.end(), std::int64_t{0});
+  return indices;
+}
+
+bool identity(const RunConfig& config) { return config.reparam.name == "identity" || config.reparam.alpha == 1; }
+
+/// True where the optimiser holds the tensor on which weights are to decay, and so does it itself.
+bool optimizer_decays(const RunConfig& config) {
+  return identity(config) || (config.optim.decay_on == "w") == (config.reparam.update == "target");
+}
+
+Reparametrisation reparametrisation(const RunConfig& config) {
+  if (identity(config)) return {};
+  return Reparametrisation(config.reparam.alpha, config.reparam.update == "target" ? Update::target : Update::gradient);
+}
+
+}  // namespace
+
+RunData::RunData(const RunConfig& config)
+    : options_(config.data),
+      batch_size_(config.train.batch_size),
+      seed_(static_cast<std::uint64_t>(config.run.seed)),
+      dataset_(data::load_dataset(config.data, seed_)),
+      split_(data::split_train(dataset_.train.size(), config.data.validation, seed_, config.data.train_limit)),
+      normalisation_(data::normalisation(dataset_.train, split_.train, config.data)) {}
+
+nn::InputShape RunData::input_shape() const {
+  const auto& pixels = dataset_.train.pixels;
+  return {pixels.size(1), pixels.size(2), pixels.size(3)};
+}
+
+data::Loader RunData::plain(const data::Images& images, const std::vector<std::int64_t>& indices) const {
+  data::LoaderOptions options;
+  options.batch_size = kEvaluationBatch;
+  return {images, indices, normalisation_, options};
+}
+
+data::Loader RunData::train_batches() const {
+  data::LoaderOptions options;
+  options.batch_size = batch_size_;
+  options.shuffle = true;
+  options.augment = options_.augment;
+  options.seed = seed_;
+  return {dataset_.train, split_.train, normalisation_, options};
+}
+
+data::Loader RunData::train_samples() const { return plain(dataset_.train, split_.train); }
+data::Loader RunData::validation_batches() const { return plain(dataset_.train, split_.validation); }
+data::Loader RunData::test_batches() const { return plain(dataset_.test, all_indices(dataset_.test)); }
+
+Clock planned_clock(const TrainOptions& train, std::int64_t batches_per_epoch) {
+  Clock clock;
+  clock.steps_per_epoch = batches_per_epoch;
+  clock.total_steps =
+      train.steps > 0 ? train.steps
+                      : std::max<std::int64_t>(1, std::llround(train.epochs * static_cast<double>(batches_per_epoch)));
+  return clock;
+}
+
+double schedule_factor(const ScheduleOptions& schedule, std::int64_t done, const Clock& clock) {
+  const std::int64_t warmup = schedule.warmup.in_steps(clock);
+  if (done < warmup) return static_cast<double>(done + 1) / static_cast<double>(warmup);
+  if (schedule.name == "step") {
+    const std::int64_t every = std::max<std::int64_t>(1, schedule.every.in_steps(clock));
+    return std::pow(schedule.factor, static_cast<double>(done / every));
+  }
+  if (schedule.name == "multi-step") {
+    double factor = 1;
+    for (const auto& milestone : schedule.milestones) {
+      if (done >= Duration::parse(milestone).in_steps(clock)) factor *= schedule.factor;
+    }
+    return factor;
+  }
+  if (schedule.name == "cosine") {
+    const auto length = static_cast<double>(std::max<std::int64_t>(1, clock.total_steps - warmup));
+    const double progress = std::min(1.0, static_cast<double>(done - warmup) / length);
+    return schedule.final_factor + (1 - schedule.final_factor) * 0.5 * (1 + std::cos(kPi * progress));
+  }
+  return 1;
+}
+
+Evaluation evaluate(nn::Network& network, const data::Loader& batches) {
+  const torch::NoGradGuard no_grad;
+  const bool training = network.is_training();
+  network.eval();
+  Evaluation sum;
+  for (std::int64_t b = 0; b < batches.batches_per_epoch(); ++b) {
+    const data::Batch batch = batches.batch(0, b);
+    const at::Tensor logits = network.forward(batch.images);
+    sum.samples += batch.size();
+    sum.correct += logits.argmax(1).eq(batch.labels).sum().item<std::int64_t>();
+    sum.loss_sum += torch::nll_loss(logits.to(torch::kDouble).log_softmax(1), batch.labels, {}, at::Reduction::Sum)
+                        .item<double>();
+  }
+  network.train(training);
+  return sum;
+}
+
+WeightDecay sparsifier_decay(const RunConfig& config) {
+  if (optimizer_decays(config)) return {};
+  WeightDecay decay;
+  decay.rate = config.optim.weight_decay;
+  decay.space = config.optim.decay_on == "w" ? DecaySpace::w : DecaySpace::phi;
+  // Where the optimiser steps in w, a term in the gradient of phi has no place: the decay of phi is decoupled there.
+  decay.decoupled = config.optim.name == "adamw" || config.reparam.update == "target";
+  return decay;
+}
+
+std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config, const Sparsifier& sparsifier) {
+  const OptimOptions& o = config.optim;
+  const auto build = [&](auto options, auto tag) -> std::unique_ptr<torch::optim::Optimizer> {
+    using Optimizer = typename decltype(tag)::type;
+    using Options = decltype(options);
+    auto weights = std::make_unique<Options>(options);
+    weights->weight_decay(optimizer_decays(config) ? o.weight_decay : 0);
+    auto others = std::make_unique<Options>(options);
+    others->weight_decay(o.weight_decay);
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    groups.emplace_back(sparsifier.weight_parameters(), std::move(weights));
+    groups.emplace_back(sparsifier.other_parameters(), std::move(others));
+    return std::make_unique<Optimizer>(groups, options);
+  };
+  if (o.name == "sgd") {
+    return build(torch::optim::SGDOptions(o.lr).momentum(o.momentum).nesterov(o.nesterov).weight_decay(0),
+                 c10::guts::type_identity<torch::optim::SGD>{});
+  }
+  if (o.name == "adam") {
+    return build(torch::optim::AdamOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps).weight_decay(0),
+                 c10::guts::type_identity<torch::optim::Adam>{});
+  }
+  ESPALIER_ASSERT(o.name == "adamw");
+  return build(torch::optim::AdamWOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps).weight_decay(0),
+               c10::guts::type_identity<torch::optim::AdamW>{});
+}
+
+SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
+                              const Clock& clock) {
+  const auto seed = static_cast<std::uint64_t>(config.run.seed);
+  SparseModel model;
+  model.network = nn::make_model(config.model, input, classes, seed);
+  const SparsifierOptions options = SparsifierOptions()
+                                        .sparsity(config.sparsity.sparsity)
+                                        .distribution(config.sparsity.distribution)
+                                        .dense_layers(config.sparsity.dense_layers)
+                                        .seed(seed)
+                                        .total_steps(clock.total_steps)
+                                        .steps_per_epoch(clock.steps_per_epoch)
+                                        .weight_decay(sparsifier_decay(config));
+  model.sparsifier =
+      std::make_unique<Sparsifier>(*model.network, config.method.make(), reparametrisation(config), options);
+  return model;
+}
+
+NamedTensors state_dict(const SparseModel& model) {
+  NamedTensors all;
+  for (const auto& item : model.network->named_parameters()) all.emplace_back(item.key(), item.value().detach());
+  for (const auto& item : model.network->named_buffers()) all.emplace_back(item.key(), item.value());
+  for (const auto& w : model.sparsifier->weights()) {
+    if (w->nnz() == w->numel()) continue;
+    at::Tensor mask = torch::zeros({w->numel()}, torch::kUInt8);
+    mask.index_fill_(0, w->active(), 1);
+    all.emplace_back(w->name() + ".mask", mask.view(w->shape()));
+  }
+  return all;
+}
+
+void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source) {
+  const torch::NoGradGuard no_grad;
+  const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
+  const auto load = [&](const std::string& name, at::Tensor to) {
+    const auto at = by_name.find(name);
+    ESPALIER_CHECK(at != by_name.end(), ErrorKind::data, "{}: no tensor \"{}\", which the model needs", source, name);
+    ESPALIER_CHECK(at->second.sizes() == to.sizes(), ErrorKind::data, "{}: \"{}\" has shape {}; the model needs {}", source,
+                   name, fmt::join(at->second.sizes(), "x"), fmt::join(to.sizes(), "x"));
+    to.copy_(at->second);
+  };
+  for (auto& item : network.named_parameters()) load(item.key(), item.value());
+  for (auto& item : network.named_buffers()) load(item.key(), item.value());
+}
+
+LoadedRun load_run(const fs::path& path, bool best) {
+  LoadedRun run;
+  const bool is_checkpoint = fs::exists(path / "state.json");
+  run.directory = is_checkpoint ? fs::weakly_canonical(path).parent_path().parent_path() : path;
+  const fs::path config = run.directory / "config.toml";
+  ESPALIER_CHECK(fs::exists(config), ErrorKind::usage, "{}: no run here (no {}); expected a run directory or one of its checkpoints",
+                 path.string(), config.string());
+  ConfigSources sources;
+  sources.file = config.string();
+  run.config = load_config(sources);
+  if (is_checkpoint || best) {
+    run.checkpoint = load_checkpoint(is_checkpoint ? path : path / "checkpoints" / "best");
+  } else {
+    auto latest = load_latest_checkpoint(path);
+    ESPALIER_CHECK(latest, ErrorKind::data, "{}: the run has no checkpoint yet", path.string());
+    run.checkpoint = std::move(*latest);
+  }
+  return run;
+}
+
+SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std::int64_t classes, const Clock& clock) {
+  SparseModel model = make_sparse_model(run.config, input, classes, clock);
+  load_state_dict(*model.network, run.checkpoint.model, (run.directory / "checkpoints").string());
+  model.sparsifier->restore(run.checkpoint.sparsity);
+  return model;
+}
+
+std::vector<LayerReport> layer_report(nn::Network& network, const Sparsifier& sparsifier) {
+  std::map<std::string, nn::LayerCost> costs;
+  for (auto& cost : nn::layer_costs(network)) costs[cost.name + ".weight"] = cost;
+  std::vector<LayerReport> rows;
+  for (const auto& w : sparsifier.weights()) {
+    const auto at = costs.find(w->name());
+    ESPALIER_ASSERT(at != costs.end());
+    LayerReport row;
+    row.name = w->name();
+    row.kind = at->second.kind;
+    row.shape = w->shape();
+    row.weights = w->numel();
+    row.nnz = w->nnz();
+    row.macs_dense = at->second.macs;
+    row.macs = at->second.macs / w->numel() * w->nnz();  // each weight is used at as many places as any other
+    const auto& sparsified = sparsifier.sparsified();
+    row.sparsified = std::find(sparsified.begin(), sparsified.end(), w.get()) != sparsified.end();
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+}  // namespace espalier::train

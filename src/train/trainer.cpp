@@ -1,0 +1,357 @@
+#include "espalier/train/trainer.h"
+
+#include <sys/resource.h>
+#include <torch/torch.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "espalier/core/error.h"
+#include "espalier/kernels/dispatch.h"
+#include "espalier/train/checkpoint.h"
+#include "espalier/train/environment.h"
+#include "espalier/train/experiment.h"
+#include "espalier/train/metrics.h"
+
+namespace espalier::train {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+double seconds_since(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
+
+std::uint64_t peak_rss_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+/// Sums over training batches since the last evaluation, saved in checkpoints: an `epoch` event must not depend on a restart.
+struct Running {
+  std::int64_t samples = 0, correct = 0;
+  double loss_sum = 0;
+  double loss() const { return samples == 0 ? 0 : loss_sum / static_cast<double>(samples); }
+  double accuracy() const { return samples == 0 ? 0 : static_cast<double>(correct) / static_cast<double>(samples); }
+};
+
+bool falls_on(std::int64_t step, const Duration& every, const Clock& clock) {
+  const std::int64_t distance = every.in_steps(clock);
+  return distance > 0 && step % distance == 0;
+}
+
+class Run {
+ public:
+  Run(const RunConfig& config, RunDirectory& directory, const TrainHooks& hooks)
+      : config_(config),
+        directory_(directory),
+        hooks_(hooks),
+        data_(config),
+        batches_(data_.train_batches()),
+        clock_(planned_clock(config.train, batches_.batches_per_epoch())),
+        model_(make_sparse_model(config, data_.input_shape(), data_.dataset().num_classes(), clock_)),
+        optimizer_(make_optimizer(config, *model_.sparsifier)),
+        store_(directory.path(), config.checkpoint.keep) {
+    // Dropout draws from LibTorch's own generator: seeded here, its state is part of every checkpoint.
+    torch::manual_seed(static_cast<std::uint64_t>(config.run.seed));
+  }
+
+  TrainResult run() {
+    resume_or_start();
+    while (step_ < clock_.total_steps) {
+      if (hooks_.stop != nullptr && hooks_.stop->load()) return stop();
+      one_step();
+    }
+    return finish();
+  }
+
+ private:
+  void resume_or_start() {
+    auto checkpoint = store_.load_latest();
+    if (!checkpoint) {
+      metrics_ = std::make_unique<MetricsWriter>(directory_.metrics());
+      timing_ = std::make_unique<MetricsWriter>(directory_.timing());
+      write_topology();
+      return;
+    }
+    const auto& state = checkpoint->state;
+    load_state_dict(*model_.network, checkpoint->model, "checkpoint");
+    NamedTensors sparsity = checkpoint->sparsity;
+    for (const auto& [name, tensor] : sparsity) {
+      if (name != "torch.generator") continue;
+      auto generator = at::detail::getDefaultCPUGenerator();
+      const std::lock_guard<std::mutex> lock(generator.mutex());
+      generator.set_state(tensor);
+    }
+    model_.sparsifier->restore(sparsity);
+    load_optimizer(*optimizer_, model_.sparsifier->named_parameters(), checkpoint->optimizer);
+    step_ = checkpoint->step;
+    running_.samples = state.at("running").at("samples");
+    running_.correct = state.at("running").at("correct");
+    running_.loss_sum = number_from_json(state.at("running").at("loss_sum"));
+    seconds_before_ = number_from_json(state.at("train_seconds"));
+    samples_before_ = state.at("samples_trained");
+    if (state.contains("best_accuracy")) best_accuracy_ = number_from_json(state.at("best_accuracy"));
+    if (state.contains("last_validation")) last_validation_ = number_from_json(state.at("last_validation"));
+    metrics_ = std::make_unique<MetricsWriter>(directory_.metrics(), state.at("metrics_position").get<std::int64_t>());
+    timing_ = std::make_unique<MetricsWriter>(directory_.timing(), state.at("timing_position").get<std::int64_t>());
+    log_info(fmt::format("resuming at step {} of {}", step_, clock_.total_steps));
+  }
+
+  void one_step() {
+    const auto start = SteadyClock::now();
+    const std::int64_t per_epoch = clock_.steps_per_epoch;
+    const data::Batch batch = batches_.batch(step_ / per_epoch, step_ % per_epoch);
+    const double rate = config_.optim.lr * schedule_factor(config_.schedule, step_, clock_);
+    for (auto& group : optimizer_->param_groups()) group.options().set_lr(rate);
+
+    const at::Tensor logits = model_.network->forward(batch.images);
+    const at::Tensor loss = torch::nn::functional::cross_entropy(
+        logits, batch.labels,
+        torch::nn::functional::CrossEntropyFuncOptions().label_smoothing(config_.train.label_smoothing));
+    const double loss_value = loss.item<double>();
+    if (!std::isfinite(loss_value)) diverged(batch, loss_value, rate);
+    loss.backward();
+    if (config_.train.clip_norm > 0) {
+      torch::nn::utils::clip_grad_norm_(model_.network->parameters(), config_.train.clip_norm);
+    }
+    model_.sparsifier->step(*optimizer_);
+    ++step_;
+
+    running_.samples += batch.size();
+    running_.loss_sum += loss_value * static_cast<double>(batch.size());
+    running_.correct += correct_of(logits, batch.labels);
+    samples_ += batch.size();
+    seconds_ += seconds_since(start);
+    write_topology();
+    if (falls_on(step_, config_.log.every, clock_)) {
+      metrics_->write("step", step_, {{"loss", loss_value}, {"lr", rate}, {"sparsity", model_.sparsifier->sparsity()}});
+    }
+    report_progress();
+    const bool last = step_ == clock_.total_steps;
+    if (step_ % per_epoch == 0 || last) end_of_epoch();
+    if (last || falls_on(step_, config_.train.eval_every, clock_)) validate();
+    if (last || falls_on(step_, config_.checkpoint.every, clock_)) save(true);
+  }
+
+  static std::int64_t correct_of(const at::Tensor& logits, const at::Tensor& labels) {
+    const torch::NoGradGuard no_grad;
+    return logits.detach().argmax(1).eq(labels).sum().item<std::int64_t>();
+  }
+
+  void end_of_epoch() {
+    const double epoch = static_cast<double>(step_) / static_cast<double>(clock_.steps_per_epoch);
+    metrics_->write("epoch", step_,
+                    {{"epoch", epoch},
+                     {"train_loss", running_.loss()},
+                     {"train_accuracy", running_.accuracy()},
+                     {"nnz", model_.sparsifier->nnz()},
+                     {"sparsity", model_.sparsifier->sparsity()}});
+    timing_->write("epoch", step_,
+                   {{"epoch", epoch}, {"train_seconds", seconds()}, {"samples_per_second", samples_per_second()}});
+    log_info(fmt::format("epoch {:g}: train loss {:.4f}, accuracy {:.4f}, sparsity {:.4f}, {:.0f} samples/s", epoch,
+                         running_.loss(), running_.accuracy(), model_.sparsifier->sparsity(), samples_per_second()));
+    running_ = {};
+  }
+
+  void validate() {
+    if (!data_.has_validation()) return;
+    const Evaluation e = evaluate(*model_.network, data_.validation_batches());
+    last_validation_ = e.accuracy();
+    metrics_->write("eval", step_,
+                    {{"split", "validation"}, {"loss", e.loss()}, {"accuracy", e.accuracy()}, {"samples", e.samples}});
+    log_info(fmt::format("step {}: validation accuracy {:.4f}, loss {:.4f}", step_, e.accuracy(), e.loss()));
+  }
+
+  void write_topology() {
+    const auto layers = model_.sparsifier->take_topology();
+    if (layers.empty()) return;
+    Json list = Json::array();
+    std::int64_t dropped = 0, grown = 0;
+    for (const LayerTopology& l : layers) {
+      Json row = {{"name", l.name}, {"nnz", l.nnz}, {"dropped", l.dropped}, {"grown", l.grown}};
+      row["threshold"] = l.threshold ? Json(*l.threshold) : Json(nullptr);
+      list.push_back(row);
+      dropped += l.dropped;
+      grown += l.grown;
+      if (l.nnz == 0) {
+        const std::string text = fmt::format("{} has no weight left: nothing passes through this layer", l.name);
+        metrics_->write("warning", step_, {{"text", text}});
+        log_warning(text);
+      }
+    }
+    metrics_->write("topology", step_,
+                    {{"nnz", model_.sparsifier->nnz()},
+                     {"sparsity", model_.sparsifier->sparsity()},
+                     {"dropped", dropped},
+                     {"grown", grown},
+                     {"layers", list}});
+  }
+
+  /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
+  void save(bool planned) {
+    (planned ? metrics_ : timing_)->write("checkpoint", step_);
+    // Best by the last validation; without a validation split, the latest.
+    const bool best = planned && (!last_validation_ || !best_accuracy_ || *last_validation_ > *best_accuracy_);
+    if (best && last_validation_) best_accuracy_ = last_validation_;
+    Checkpoint c;
+    c.step = step_;
+    c.model = state_dict(model_);
+    c.optimizer = save_optimizer(*optimizer_, model_.sparsifier->named_parameters());
+    c.sparsity = model_.sparsifier->archive();
+    c.sparsity.emplace_back("torch.generator", at::detail::getDefaultCPUGenerator().get_state());
+    c.state["running"] = {
+        {"samples", running_.samples}, {"correct", running_.correct}, {"loss_sum", running_.loss_sum}};
+    c.state["train_seconds"] = seconds();
+    c.state["samples_trained"] = samples_before_ + samples_;
+    if (best_accuracy_) c.state["best_accuracy"] = *best_accuracy_;
+    if (last_validation_) c.state["last_validation"] = *last_validation_;
+    c.state["metrics_position"] = metrics_->position();
+    c.state["timing_position"] = timing_->position();
+    store_.save(c, best);
+  }
+
+  TrainResult stop() {
+    save(false);
+    Json summary = summarise("stopped");
+    directory_.write_summary(summary);
+    return {Outcome::stopped, summary};
+  }
+
+  TrainResult finish() {
+    Json summary = summarise("done");
+    if (last_validation_) summary["val_accuracy"] = *last_validation_;
+    const Evaluation test = evaluate(*model_.network, data_.test_batches());
+    summary["test_accuracy"] = test.accuracy();
+    summary["test_loss"] = test.loss();
+    metrics_->write("eval", step_,
+                    {{"split", "test"}, {"loss", test.loss()}, {"accuracy", test.accuracy()}, {"samples", test.samples}});
+    metrics_->write("end", step_, {{"status", "done"}});
+    metrics_->position();
+    timing_->position();
+    directory_.write_summary(summary);
+    return {Outcome::done, summary};
+  }
+
+  Json summarise(const std::string& status) {
+    const Sparsifier& sparsifier = *model_.sparsifier;
+    std::int64_t macs = 0, macs_dense = 0, parameters = 0;
+    Json layers = Json::array();
+    for (const LayerReport& l : layer_report(*model_.network, sparsifier)) {
+      macs += l.macs;
+      macs_dense += l.macs_dense;
+      layers.push_back({{"name", l.name},
+                        {"path", l.nnz < l.weights ? "masked" : "dense"},
+                        {"shape", l.shape},
+                        {"nnz", l.nnz},
+                        {"macs", l.macs}});
+    }
+    for (const auto& p : model_.network->parameters()) parameters += p.numel();
+    Json s;
+    s["schema"] = 1;
+    s["status"] = status;
+    s["model"] = config_.model.name;
+    s["data"] = config_.data.name;
+    s["method"] = config_.method.name();
+    s["reparam"] = config_.reparam.name;
+    s["alpha"] = config_.reparam.alpha;
+    s["seed"] = config_.run.seed;
+    s["epochs"] = static_cast<double>(step_) / static_cast<double>(clock_.steps_per_epoch);
+    s["steps"] = step_;
+    s["test_accuracy"] = nullptr;
+    s["val_accuracy"] = nullptr;
+    s["test_loss"] = nullptr;
+    s["sparsity"] = sparsifier.sparsity();
+    s["nnz"] = sparsifier.nnz();
+    s["weights"] = sparsifier.positions();
+    s["parameters"] = parameters;
+    s["flops_forward"] = 2 * macs;
+    s["flops_forward_dense"] = 2 * macs_dense;
+    s["train_seconds"] = seconds();
+    s["samples_per_second"] = samples_per_second();
+    s["peak_rss_bytes"] = peak_rss_bytes();
+    s["storage"] = layers;
+    s["threads"] = at::get_num_threads();
+    s["isa"] = kernels::active().isa;
+    return s;
+  }
+
+  /// Finds the first layer whose weight or output is not finite, and ends the run.
+  [[noreturn]] void diverged(const data::Batch& batch, double loss, double rate) {
+    std::string place = "the loss itself";
+    const torch::NoGradGuard no_grad;
+    bool found = false;
+    const auto parameters = model_.network->named_parameters();
+    model_.network->forward(batch.images, [&](const std::string& layer, const at::Tensor& output) {
+      if (found) return;
+      for (const char* kind : {".weight", ".bias"}) {
+        const at::Tensor* p = parameters.find(layer + kind);
+        if (p == nullptr || p->isfinite().all().item<bool>()) continue;
+        place = fmt::format("{}{} ({} of {} values)", layer, kind,
+                            p->numel() - p->isfinite().sum().item<std::int64_t>(), p->numel());
+        found = true;
+        return;
+      }
+      if (output.isfinite().all().item<bool>()) return;
+      place = fmt::format("the output of {} ({} of {} values)", layer,
+                          output.numel() - output.isfinite().sum().item<std::int64_t>(), output.numel());
+      found = true;
+    });
+    const std::string text =
+        fmt::format("step {}: the loss is {}; the first layer at fault is {}. The learning rate was {:g}: lower [optim].lr, "
+                    "or set [train].clip_norm or [schedule].warmup", step_ + 1, loss, place, rate);
+    metrics_->write("end", step_, {{"status", "diverged"}, {"text", text}});
+    metrics_->position();
+    timing_->position();
+    Json summary = summarise("diverged");
+    summary["error"] = text;
+    directory_.write_summary(summary);
+    throw Error(ErrorKind::diverged, text);
+  }
+
+  double seconds() const { return seconds_before_ + seconds_; }
+  double samples_per_second() const {
+    return seconds() > 0 ? static_cast<double>(samples_before_ + samples_) / seconds() : 0;
+  }
+
+  void report_progress() const {
+    if (!hooks_.progress) return;
+    Progress p;
+    p.step = step_;
+    p.total_steps = clock_.total_steps;
+    p.steps_per_epoch = clock_.steps_per_epoch;
+    p.loss = running_.loss();
+    p.accuracy = running_.accuracy();
+    p.sparsity = model_.sparsifier->sparsity();
+    p.samples_per_second = seconds_ > 0 ? static_cast<double>(samples_) / seconds_ : 0;
+    p.seconds_left = samples_ > 0 ? static_cast<double>((clock_.total_steps - step_) * config_.train.batch_size) /
+                                        std::max(1.0, p.samples_per_second)
+                                  : 0;
+    hooks_.progress(p);
+  }
+
+  const RunConfig& config_;
+  RunDirectory& directory_;
+  const TrainHooks& hooks_;
+  RunData data_;
+  data::Loader batches_;
+  Clock clock_;
+  SparseModel model_;
+  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  CheckpointStore store_;
+  std::unique_ptr<MetricsWriter> metrics_, timing_;
+  std::int64_t step_ = 0;
+  Running running_;
+  std::optional<double> best_accuracy_, last_validation_;
+  std::int64_t samples_ = 0, samples_before_ = 0;  // trained in this process, and before it
+  double seconds_ = 0, seconds_before_ = 0;        // in training steps: data, forward, backward, update
+};
+
+}  // namespace
+
+TrainResult train(const RunConfig& config, RunDirectory& directory, const TrainHooks& hooks) {
+  return Run(config, directory, hooks).run();
+}
+
+}  // namespace espalier::train
