@@ -1,0 +1,146 @@
+#include "espalier/data/loader.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "espalier/core/error.h"
+#include "espalier/core/random.h"
+
+namespace espalier::data {
+namespace {
+
+constexpr std::int64_t kPad = 4;  // the usual augmentation of CIFAR (He et al. 2016, section 4.2)
+
+/// Where a sample is cut from its padded image, and whether it is mirrored afterwards.
+struct Cut {
+  std::int64_t dy = 0, dx = 0;  // -kPad .. kPad
+  bool mirror = false;
+};
+
+Cut draw_cut(const RandomStream& stream, std::int64_t sample, bool crop, bool flip) {
+  const std::uint64_t r = stream.bits_at(static_cast<std::uint64_t>(sample));
+  const auto offset = [](std::uint64_t bits31) { return static_cast<std::int64_t>((bits31 * (2 * kPad + 1)) >> 31) - kPad; };
+  Cut cut;
+  if (crop) {
+    cut.dy = offset(r & 0x7fffffff);
+    cut.dx = offset((r >> 31) & 0x7fffffff);
+  }
+  cut.mirror = flip && (r >> 63) != 0;
+  return cut;
+}
+
+void convert(const std::uint8_t* in, float* out, std::int64_t n, float scale, float shift) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]) * scale + shift;
+}
+
+/// out(y, x) = in(y + dy, x + dx), black outside, then mirrored if asked for.
+void convert_cut(const std::uint8_t* in, float* out, std::int64_t height, std::int64_t width, const Cut& cut, float scale,
+                 float shift) {
+  const std::int64_t first = std::clamp<std::int64_t>(-cut.dx, 0, width);
+  const std::int64_t last = std::clamp<std::int64_t>(width - cut.dx, 0, width);
+  for (std::int64_t y = 0; y < height; ++y, out += width) {
+    const std::int64_t row = y + cut.dy;
+    if (row < 0 || row >= height) {
+      std::fill(out, out + width, shift);
+      continue;
+    }
+    std::fill(out, out + first, shift);
+    if (first < last) convert(in + row * width + first + cut.dx, out + first, last - first, scale, shift);
+    std::fill(out + last, out + width, shift);
+    if (cut.mirror) std::reverse(out, out + width);
+  }
+}
+
+}  // namespace
+
+Loader::Loader(Images images, std::vector<std::int64_t> indices, Normalisation normalisation, LoaderOptions options)
+    : images_(std::move(images)), options_(std::move(options)) {
+  ESPALIER_CHECK(images_.pixels.defined() && images_.pixels.dim() == 4 && images_.pixels.scalar_type() == torch::kUInt8 &&
+                     images_.labels.defined() && images_.labels.dim() == 1 &&
+                     images_.labels.scalar_type() == torch::kInt64 && images_.labels.size(0) == images_.pixels.size(0),
+                 ErrorKind::usage, "loader: expected pixels uint8 [N, C, H, W] and labels int64 [N]");
+  images_.pixels = images_.pixels.contiguous();
+  images_.labels = images_.labels.contiguous();
+  ESPALIER_CHECK(options_.batch_size >= 1, ErrorKind::usage, "loader: batch size {}, expected at least 1",
+                 options_.batch_size);
+  for (const std::int64_t i : indices) {
+    ESPALIER_CHECK(i >= 0 && i < images_.size(), ErrorKind::usage, "loader: index {} of {} images", i, images_.size());
+  }
+  crop_ = options_.augment == "crop" || options_.augment == "crop-flip";
+  flip_ = options_.augment == "flip" || options_.augment == "crop-flip";
+  ESPALIER_CHECK(crop_ || flip_ || options_.augment == "none", ErrorKind::usage,
+                 "augment = \"{}\": unknown value. Known: none, crop, flip, crop-flip.", options_.augment);
+  const auto channels = static_cast<std::size_t>(images_.pixels.size(1));
+  ESPALIER_CHECK(normalisation.mean.size() == channels && normalisation.std.size() == channels, ErrorKind::usage,
+                 "loader: normalisation of {} means and {} deviations for {} channels", normalisation.mean.size(),
+                 normalisation.std.size(), channels);
+  for (std::size_t c = 0; c < channels; ++c) {
+    const double mean = normalisation.mean[c], std = normalisation.std[c];
+    ESPALIER_CHECK(std::isfinite(mean) && std::isfinite(std) && std > 0, ErrorKind::usage,
+                   "loader: channel {} has mean {} and deviation {}, expected finite and above 0", c, mean, std);
+    scale_.push_back(static_cast<float>(1 / (255 * std)));
+    shift_.push_back(static_cast<float>(-mean / std));
+  }
+  indices_ = std::make_shared<const std::vector<std::int64_t>>(std::move(indices));
+}
+
+std::int64_t Loader::size() const { return static_cast<std::int64_t>(indices_->size()); }
+
+std::int64_t Loader::batches_per_epoch() const {
+  return (size() + (options_.drop_last ? 0 : options_.batch_size - 1)) / options_.batch_size;
+}
+
+Loader::Order Loader::order_of(std::int64_t epoch) const {
+  if (!options_.shuffle) return indices_;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (shuffled_epoch_ != epoch) {
+    std::vector<std::int64_t> order =
+        random_permutation(size(), RandomStream(options_.seed, Purpose::shuffle, static_cast<std::uint64_t>(epoch)));
+    for (std::int64_t& position : order) position = (*indices_)[static_cast<std::size_t>(position)];
+    shuffled_ = std::make_shared<const std::vector<std::int64_t>>(std::move(order));
+    shuffled_epoch_ = epoch;
+  }
+  return shuffled_;
+}
+
+Batch Loader::batch(std::int64_t epoch, std::int64_t index) const {
+  ESPALIER_CHECK(epoch >= 0 && index >= 0 && index < batches_per_epoch(), ErrorKind::usage,
+                 "loader: batch {} of epoch {}, but an epoch has {}", index, epoch, batches_per_epoch());
+  const Order order = order_of(epoch);
+  const std::int64_t begin = index * options_.batch_size;
+  const std::int64_t count = std::min(options_.batch_size, size() - begin);
+  const std::int64_t* samples = order->data() + begin;
+
+  const std::int64_t channels = images_.pixels.size(1), height = images_.pixels.size(2), width = images_.pixels.size(3);
+  const std::int64_t plane = height * width, image = channels * plane;
+  Batch batch{torch::empty({count, channels, height, width}, torch::kFloat32), torch::empty({count}, torch::kInt64)};
+  const std::uint8_t* in = images_.pixels.data_ptr<std::uint8_t>();
+  const std::int64_t* labels_in = images_.labels.data_ptr<std::int64_t>();
+  float* out = batch.images.data_ptr<float>();
+  std::int64_t* labels_out = batch.labels.data_ptr<std::int64_t>();
+  const RandomStream stream(options_.seed, Purpose::augment, static_cast<std::uint64_t>(epoch));
+
+  const std::int64_t grain = std::max<std::int64_t>(1, 32768 / image);  // what a thread's wake-up is worth
+  at::parallel_for(0, count, grain, [&](std::int64_t from, std::int64_t to) {
+    for (std::int64_t k = from; k < to; ++k) {
+      const std::int64_t sample = samples[k];
+      labels_out[k] = labels_in[sample];
+      const Cut cut = crop_ || flip_ ? draw_cut(stream, sample, crop_, flip_) : Cut{};
+      for (std::int64_t c = 0; c < channels; ++c) {
+        const std::uint8_t* source = in + sample * image + c * plane;
+        float* target = out + k * image + c * plane;
+        const float scale = scale_[static_cast<std::size_t>(c)], shift = shift_[static_cast<std::size_t>(c)];
+        if (crop_ || flip_) {
+          convert_cut(source, target, height, width, cut, scale, shift);
+        } else {
+          convert(source, target, plane, scale, shift);
+        }
+      }
+    }
+  });
+  return batch;
+}
+
+}  // namespace espalier::data
