@@ -21,7 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kLock = ".lock";
+constexpr const char* kLock = ".espalier.lock";
 constexpr const char* kConfig = "config.toml";
 // What --overwrite may remove: ours and nothing else, whatever else people keep beside it.
 constexpr std::array<const char*, 11> kOwned{

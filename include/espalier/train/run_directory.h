@@ -19,7 +19,7 @@ struct RunRecord {
 };
 
 /// A run directory held by this process: as long as the object lives no other process can train into it (flock on
-/// `.lock`). Reading a run (eval, inspect, report) needs no RunDirectory, only the paths.
+/// `.espalier.lock`). Reading a run (eval, inspect, report) needs no RunDirectory, only the paths.
 class RunDirectory {
  public:
   /// Starts a run. An existing directory must be empty, or with `overwrite` hold a run, whose files (and no others) are
