@@ -114,12 +114,12 @@ struct Affine {
   Point operator()(Point p) const { return {xx * p.x + xy * p.y + x0, yx * p.x + yy * p.y + y0}; }
 };
 
-/// Rotation by up to 23 degrees, unequal scales, shear, shift; from skeleton units to pixels.
+/// Rotation by up to 25 degrees, unequal scales, shear, shift; from skeleton units to pixels.
 Affine draw_affine(RandomStream& stream) {
   const auto in = [&](double low, double high) { return static_cast<float>(stream.uniform(low, high)); };
-  const float half = in(-0.2, 0.2);  // tan(angle / 2): cosine and sine without libm
+  const float half = in(-0.22, 0.22);  // tan(angle / 2): cosine and sine without libm
   const float cosine = (1 - half * half) / (1 + half * half), sine = 2 * half / (1 + half * half);
-  const float size = in(6.5, 9.5), aspect = in(0.85, 1.15), shear = in(-0.3, 0.3);
+  const float size = in(6.5, 9.5), aspect = in(0.85, 1.2), shear = in(-0.3, 0.3);
   const float sx = size * aspect, sy = size / aspect;
   Affine a;
   a.xx = cosine * sx;
@@ -161,10 +161,10 @@ void draw_glyph(int glyph, RandomStream stream, std::uint8_t* out) {
   constexpr int kArea = kGlyphPixels * kGlyphPixels;
   const auto in = [&](double low, double high) { return static_cast<float>(stream.uniform(low, high)); };
   const Affine affine = draw_affine(stream);
-  const float radius = in(0.55, 1.45);         // half the stroke's width, pixels
+  const float radius = in(0.5, 1.4);           // half the stroke's width, pixels
   const float blur = in(0.45, 1.0);            // half the width of its soft edge
-  const float ink = in(150, 255), noise = in(4, 22);
-  const Warp warp(stream, in(0.1, 0.45));
+  const float ink = in(140, 255), noise = in(4, 26);
+  const Warp warp(stream, in(0.2, 0.75));
 
   std::array<float, kArea> nearest;
   const float reach = radius + blur + 1;
