@@ -46,7 +46,7 @@ std::optional<std::int64_t> step_of(const std::string& name) {
   const char* digits = name.data() + std::string(kStepPrefix).size();
   const auto [end, error] = std::from_chars(digits, name.data() + name.size(), step);
   // Only the name that step_name gives: no "step-0001", "step-00000001.bak", "step--1".
-  if (error != std::errc() || step_name(step) != name) return std::nullopt;
+  if (error != std::errc() || step < 0 || step_name(step) != name) return std::nullopt;
   return step;
 }
 
