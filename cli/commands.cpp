@@ -1,0 +1,80 @@
+#include "commands.h"
+
+#include <algorithm>
+
+#include "espalier/core/error.h"
+
+namespace espalier::cli {
+
+// In the order of `espalier --help`.
+void add_commands(CLI::App& app, Context& context) {
+  add_train_command(app, context);
+  add_config_command(app, context);
+  add_list_command(app, context);
+  add_doctor_command(app, context);
+}
+
+void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
+  const auto add = [&](const char* name, std::string& target, const char* help) {
+    return command.add_option(name, target, help)->option_text("")->group("Configuration");
+  };
+  add("CONFIG", arguments.file, "configuration file, TOML or JSON; - reads standard input");
+  add("--preset", arguments.preset, "a configuration that comes with the program (espalier list presets); CONFIG overrides it")
+      ->option_text("NAME");
+  command.add_option("--set", arguments.set, "override one key, may be repeated: --set reparam.alpha=2")
+      ->type_size(1)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->option_text("TABLE.KEY=VALUE ...")
+      ->group("Configuration");
+  add("--data-root", arguments.data_root, "folder of the data sets; otherwise data.root, then $ESPALIER_DATA")->option_text("DIR");
+  add("--threads", arguments.threads, "compute threads; 0: all that the process may use")->option_text("N");
+  add("--seed", arguments.seed, "seed of every random stream")->option_text("N");
+}
+
+train::ConfigSources sources(const ConfigArguments& arguments, const Context& context) {
+  train::ConfigSources out;
+  if (!arguments.preset.empty()) out.preset = arguments.preset;
+  if (!arguments.file.empty()) out.file = arguments.file;
+  out.environment = context.environment;
+  out.set = arguments.set;
+  const auto flag = [&](const char* name, const char* key, const std::string& value) {
+    if (!value.empty()) out.flags.push_back({name, key, value});
+  };
+  flag("--data-root", "data.root", arguments.data_root);
+  flag("--threads", "run.threads", arguments.threads);
+  flag("--seed", "run.seed", arguments.seed);
+  return out;
+}
+
+train::RunConfig load(const ConfigArguments& arguments, const Context& context) {
+  ESPALIER_CHECK(arguments.given(), ErrorKind::usage,
+                 "no configuration given; expected a file or --preset NAME (espalier list presets)");
+  return train::load_config(sources(arguments, context));
+}
+
+void on_run(CLI::App& command, Context& context, std::function<int()> action) {
+  command.callback([&context, action = std::move(action)] { context.action = action; });
+}
+
+std::string columns(const std::vector<std::vector<std::string>>& rows, const std::string& indent) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  }
+  std::string out;
+  for (const auto& row : rows) {
+    std::string line = indent;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += row[i];
+      if (i + 1 < row.size()) line += std::string(widths[i] - row[i].size() + 2, ' ');
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  return out;
+}
+
+}  // namespace espalier::cli

@@ -1,0 +1,13 @@
+/// The files of presets/ as presets/CMakeLists.txt compiles them in.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace espalier::train {
+
+/// (name, text), by name.
+const std::vector<std::pair<std::string, std::string>>& embedded_presets();
+
+}  // namespace espalier::train
