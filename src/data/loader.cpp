@@ -35,21 +35,27 @@ void convert(const std::uint8_t* in, float* out, std::int64_t n, float scale, fl
   for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]) * scale + shift;
 }
 
+void convert_mirrored(const std::uint8_t* in, float* out, std::int64_t n, float scale, float shift) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(in[n - 1 - i]) * scale + shift;
+}
+
 /// out(y, x) = in(y + dy, x + dx), black outside, then mirrored if asked for.
 void convert_cut(const std::uint8_t* in, float* out, std::int64_t height, std::int64_t width, const Cut& cut, float scale,
                  float shift) {
+  // Columns [first, last) of the cut, before mirroring, come from the image.
   const std::int64_t first = std::clamp<std::int64_t>(-cut.dx, 0, width);
-  const std::int64_t last = std::clamp<std::int64_t>(width - cut.dx, 0, width);
+  const std::int64_t last = std::clamp<std::int64_t>(width - cut.dx, first, width);
+  const std::int64_t left = cut.mirror ? width - last : first;
+  const auto copy = cut.mirror ? convert_mirrored : convert;
   for (std::int64_t y = 0; y < height; ++y, out += width) {
     const std::int64_t row = y + cut.dy;
-    if (row < 0 || row >= height) {
+    if (row < 0 || row >= height || first == last) {
       std::fill(out, out + width, shift);
       continue;
     }
-    std::fill(out, out + first, shift);
-    if (first < last) convert(in + row * width + first + cut.dx, out + first, last - first, scale, shift);
-    std::fill(out + last, out + width, shift);
-    if (cut.mirror) std::reverse(out, out + width);
+    std::fill(out, out + left, shift);
+    copy(in + row * width + first + cut.dx, out + left, last - first, scale, shift);
+    std::fill(out + left + (last - first), out + width, shift);
   }
 }
 

@@ -164,6 +164,18 @@ TEST(Loader, CropsAndFlipsAreTheOnesPromisedAndEachOccurs) {
   }
 }
 
+TEST(Loader, ImagesSmallerThanThePadAreCropped) {
+  const Images images = numbered(1, 1, 2, 3);
+  const Loader loader(images, {0}, {{0}, {1.0f / 255}}, with(1, false, "crop-flip"));
+  const auto candidates = possible(images.pixels[0].to(torch::kFloat32), true, true);
+  for (int epoch = 0; epoch < 200; ++epoch) {
+    const torch::Tensor image = loader.batch(epoch, 0).images[0];
+    EXPECT_TRUE(std::any_of(candidates.begin(), candidates.end(), [&](const torch::Tensor& c) {
+      return (image - c).abs().max().item<float>() < 1e-3f;
+    }));
+  }
+}
+
 TEST(Loader, AugmentationFollowsTheSampleNotItsPlace) {
   // The same epoch served shuffled and in order: each sample looks the same.
   const Images images = numbered(50, 1, 12, 12);
