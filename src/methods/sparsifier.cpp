@@ -40,7 +40,7 @@ bool matches(const std::string& pattern, const std::string& name) {
 
 Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method, const Reparametrisation& psi,
                        const SparsifierOptions& options)
-    : model_(model), method_(std::move(method)), decay_(options.weight_decay()) {
+    : method_(std::move(method)), decay_(options.weight_decay()) {
   std::unordered_set<const void*> taken;
   std::vector<std::string> names;
   for (const auto& item : model.named_modules("", /*include_self=*/true)) {
@@ -68,8 +68,10 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
                    suggestion(pattern, names));
   }
 
-  clock_ = {0, options.total_steps(), options.steps_per_epoch()};
-  context_ = {{}, clock_, options.seed(), {options.sparsity(), options.distribution(), options.dense_layers()}};
+  everything_ = model.parameters();
+  for (const auto& w : weights_) everything_.push_back(w->parameter());
+
+  context_ = {{}, {0, options.total_steps(), options.steps_per_epoch()}, options.seed(), {options.sparsity(), options.distribution(), options.dense_layers()}};
   for (std::size_t l = 0; l < weights_.size(); ++l) {
     if (!dense[l]) context_.weights.push_back(weights_[l].get());
   }
@@ -128,11 +130,10 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
     const double alpha = decay_.space == DecaySpace::w ? weights_[0]->reparametrisation().alpha() : 1;
     for (auto& w : weights_) w->shrink(std::pow(keep, 1 / alpha));
   }
-  context_.clock.step = ++clock_.step;
+  ++context_.clock.step;
   method_->after_step(context_);
   change_topology(&optimizer);
-  for (auto& p : model_.parameters()) p.mutable_grad() = at::Tensor();
-  for (auto& w : weights_) w->parameter().mutable_grad() = at::Tensor();
+  for (auto& p : everything_) p.mutable_grad() = at::Tensor();
 }
 
 void Sparsifier::change_topology(torch::optim::Optimizer* optimizer) {
@@ -170,7 +171,7 @@ double Sparsifier::sparsity() const {
 std::vector<LayerTopology> Sparsifier::take_topology() { return std::exchange(topology_, {}); }
 
 NamedTensors Sparsifier::archive() const {
-  NamedTensors all = {{"sparsifier.step", torch::tensor(clock_.step, torch::kInt64)}};
+  NamedTensors all = {{"sparsifier.step", torch::tensor(context_.clock.step, torch::kInt64)}};
   for (const auto& w : weights_)
     for (auto& entry : w->archive()) all.push_back(std::move(entry));
   return all;
@@ -181,7 +182,7 @@ void Sparsifier::restore(const NamedTensors& tensors) {
   ESPALIER_CHECK(step != tensors.end() && step->second.numel() == 1, ErrorKind::data,
                  "the saved state has no \"sparsifier.step\"");
   for (auto& w : weights_) w->restore(tensors);
-  context_.clock.step = clock_.step = step->second.item<std::int64_t>();
+  context_.clock.step = step->second.item<std::int64_t>();
   topology_.clear();
 }
 

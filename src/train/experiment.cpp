@@ -125,31 +125,32 @@ WeightDecay sparsifier_decay(const RunConfig& config) {
   return decay;
 }
 
+template <class Optimizer, class Options>
+std::unique_ptr<torch::optim::Optimizer> two_groups(const RunConfig& config, const Sparsifier& sparsifier,
+                                                    const Options& options) {
+  auto weights = std::make_unique<Options>(options);
+  weights->weight_decay(optimizer_decays(config) ? config.optim.weight_decay : 0);
+  auto others = std::make_unique<Options>(options);
+  others->weight_decay(config.optim.weight_decay);
+  std::vector<torch::optim::OptimizerParamGroup> groups;
+  groups.emplace_back(sparsifier.weight_parameters(), std::move(weights));
+  groups.emplace_back(sparsifier.other_parameters(), std::move(others));
+  return std::make_unique<Optimizer>(groups, options);
+}
+
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config, const Sparsifier& sparsifier) {
   const OptimOptions& o = config.optim;
-  const auto build = [&](auto options, auto tag) -> std::unique_ptr<torch::optim::Optimizer> {
-    using Optimizer = typename decltype(tag)::type;
-    using Options = decltype(options);
-    auto weights = std::make_unique<Options>(options);
-    weights->weight_decay(optimizer_decays(config) ? o.weight_decay : 0);
-    auto others = std::make_unique<Options>(options);
-    others->weight_decay(o.weight_decay);
-    std::vector<torch::optim::OptimizerParamGroup> groups;
-    groups.emplace_back(sparsifier.weight_parameters(), std::move(weights));
-    groups.emplace_back(sparsifier.other_parameters(), std::move(others));
-    return std::make_unique<Optimizer>(groups, options);
-  };
   if (o.name == "sgd") {
-    return build(torch::optim::SGDOptions(o.lr).momentum(o.momentum).nesterov(o.nesterov).weight_decay(0),
-                 c10::guts::type_identity<torch::optim::SGD>{});
+    return two_groups<torch::optim::SGD>(config, sparsifier,
+                                         torch::optim::SGDOptions(o.lr).momentum(o.momentum).nesterov(o.nesterov));
   }
   if (o.name == "adam") {
-    return build(torch::optim::AdamOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps).weight_decay(0),
-                 c10::guts::type_identity<torch::optim::Adam>{});
+    return two_groups<torch::optim::Adam>(config, sparsifier,
+                                          torch::optim::AdamOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps));
   }
   ESPALIER_ASSERT(o.name == "adamw");
-  return build(torch::optim::AdamWOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps).weight_decay(0),
-               c10::guts::type_identity<torch::optim::AdamW>{});
+  return two_groups<torch::optim::AdamW>(config, sparsifier,
+                                         torch::optim::AdamWOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps));
 }
 
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "espalier/core/error.h"
+#include "espalier/core/log.h"
 #include "espalier/kernels/dispatch.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/environment.h"

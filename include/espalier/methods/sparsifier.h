@@ -69,7 +69,7 @@ class Sparsifier {
   /// Consumes the gradients: no zero_grad is needed.
   void step(torch::optim::Optimizer& optimizer);
 
-  const Clock& clock() const { return clock_; }
+  const Clock& clock() const { return context_.clock; }
   const std::vector<std::unique_ptr<SparseWeight>>& weights() const { return weights_; }
   const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
   std::int64_t nnz() const;       ///< kept weights among the sparsified
@@ -86,13 +86,12 @@ class Sparsifier {
  private:
   void change_topology(torch::optim::Optimizer* optimizer);
 
-  torch::nn::Module& model_;
   std::unique_ptr<Method> method_;
   WeightDecay decay_;
   std::vector<std::unique_ptr<SparseWeight>> weights_;
   NamedParameters others_;
+  std::vector<at::Tensor> everything_;  // every tensor that may hold a gradient
   MethodContext context_;
-  Clock clock_;
   std::vector<LayerTopology> topology_;
   bool optimizer_checked_ = false;
 };

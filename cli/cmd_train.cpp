@@ -1,0 +1,219 @@
+// espalier train: runs a configuration, or goes on with a run.
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "commands.h"
+#include "espalier/core/error.h"
+#include "espalier/train/durable_file.h"
+#include "espalier/train/environment.h"
+#include "espalier/train/run_directory.h"
+#include "espalier/train/trainer.h"
+
+namespace espalier::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using train::RunConfig;
+
+constexpr int kStoppedBySignal = 75;  // after a good checkpoint: start me again
+
+std::atomic<bool> stop_requested{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+void request_stop(int signal) {
+  stop_requested = true;
+  std::signal(signal, SIG_DFL);  // a second one does not wait for the checkpoint
+}
+
+struct Arguments {
+  ConfigArguments config;
+  std::string run_dir, resume;
+  std::vector<std::string> allow_change;
+  bool overwrite = false, json = false;
+  double require_accuracy = -1;
+};
+
+std::string read_text(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+std::string command_line() {
+  std::string text = read_text("/proc/self/cmdline");
+  for (char& c : text) c = c == '\0' ? ' ' : c;
+  return text + "\n";
+}
+
+/// What the user gave: the file or the preset, and the overrides below it as comments.
+std::string input_text(const ConfigArguments& arguments) {
+  std::string text;
+  if (!arguments.preset.empty()) text += "# preset " + arguments.preset + "\n" + train::preset_text(arguments.preset);
+  if (!arguments.file.empty() && arguments.file != "-") text += read_text(arguments.file);
+  for (const auto& set : arguments.set) text += "# --set " + set + "\n";
+  return text;
+}
+
+/// "3:07", "2:00:00"
+std::string clock_text(double seconds) {
+  const auto s = static_cast<std::int64_t>(seconds);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
+}
+
+/// The line of a terminal, redrawn ten times a second; elsewhere a message every half minute.
+class ProgressLine {
+ public:
+  explicit ProgressLine(Console& console) : console_(console) {}
+  ~ProgressLine() { console_.progress(""); }
+  void operator()(const train::Progress& p) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - shown_ < std::chrono::milliseconds(console_.live() ? 100 : 30000)) return;
+    shown_ = now;
+    const std::string line = fmt::format(
+        "epoch {:.2f}/{:.4g}  step {}/{}  loss {:.4f}  acc {:.4f}  sparsity {:.4f}  {:.0f}/s  {} left",
+        static_cast<double>(p.step) / static_cast<double>(p.steps_per_epoch),
+        static_cast<double>(p.total_steps) / static_cast<double>(p.steps_per_epoch), p.step, p.total_steps, p.loss, p.accuracy,
+        p.sparsity, p.samples_per_second, clock_text(p.seconds_left));
+    if (console_.live()) console_.progress(line);
+    else console_.message(LogLevel::info, line);
+  }
+
+ private:
+  Console& console_;
+  std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
+};
+
+/// Where a run's data lie and how many checkpoints it keeps does not change its result.
+bool harmless(const std::string& key) { return key == "data.root" || key == "run.name" || key == "checkpoint.keep"; }
+
+/// The configuration to go on with: that of the run, or the one given now if every difference is allowed.
+RunConfig resumed_config(const Arguments& arguments, const Context& context, const fs::path& run) {
+  train::ConfigSources from_run;
+  from_run.file = (run / "config.toml").string();
+  const RunConfig saved = train::load_config(from_run);
+  if (!arguments.config.given() && !arguments.config.overrides()) return saved;
+  train::ConfigSources now = sources(arguments.config, context);
+  if (!arguments.config.given()) now.file = from_run.file;
+  const RunConfig wanted = train::load_config(now);
+  std::string refused;
+  for (const std::string& line : train::diff(saved, wanted)) {
+    const std::string key = line.substr(0, line.find(':'));
+    const auto& allowed = arguments.allow_change;
+    if (harmless(key) || std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
+    refused += (refused.empty() ? "" : "\n") +
+               fmt::format("resume: {} (the run in {} began with another value); add --allow-change {} if that is meant", line,
+                           run.string(), key);
+  }
+  ESPALIER_CHECK(refused.empty(), ErrorKind::usage, "{}", refused);
+  return wanted;
+}
+
+bool finished(const fs::path& run) {
+  return fs::exists(run / "summary.json") && train::read_json(run / "summary.json").value("status", "") == "done";
+}
+
+std::string verdict(const train::Json& s) {
+  return fmt::format("done: test accuracy {:.4f}, sparsity {:.4f} ({} of {} weights kept), {:.1f} s of training",
+                     s.at("test_accuracy").get<double>(), s.at("sparsity").get<double>(), s.at("nnz").get<std::int64_t>(),
+                     s.at("weights").get<std::int64_t>(), train::number_from_json(s.at("train_seconds")));
+}
+
+int show(const Arguments& arguments, Context& context, const train::Json& summary) {
+  if (arguments.json) context.console.print(train::to_json_text(summary));
+  if (arguments.require_accuracy < 0) return 0;
+  const double accuracy = summary.at("test_accuracy").get<double>();
+  ESPALIER_CHECK(accuracy >= arguments.require_accuracy, ErrorKind::check, "test accuracy {} is below the required {}", accuracy,
+                 arguments.require_accuracy);
+  return 0;
+}
+
+int run(const Arguments& arguments, Context& context) {
+  ESPALIER_CHECK(arguments.resume.empty() || arguments.run_dir.empty() || arguments.resume == arguments.run_dir, ErrorKind::usage,
+                 "--run-dir {} and --resume {}: a run goes on in its own directory; give --resume alone", arguments.run_dir,
+                 arguments.resume);
+  ESPALIER_CHECK(!arguments.overwrite || arguments.resume.empty(), ErrorKind::usage, "--overwrite and --resume exclude each other");
+  const bool resume = !arguments.resume.empty() && fs::exists(fs::path(arguments.resume) / "config.toml");
+  ESPALIER_CHECK(resume || arguments.resume.empty() || arguments.config.given(), ErrorKind::usage,
+                 "{}: no run to resume (no config.toml there); with a configuration or --preset it would be started",
+                 arguments.resume);
+
+  const RunConfig config = resume ? resumed_config(arguments, context, arguments.resume) : load(arguments.config, context);
+  set_threads(static_cast<int>(config.run.threads));
+  const std::string text = train::to_toml(config);
+  const auto directory_of = [&]() -> train::RunDirectory {
+    if (resume) return train::RunDirectory::open(arguments.resume);
+    const std::string named = arguments.run_dir.empty() ? arguments.resume : arguments.run_dir;
+    const fs::path path = named.empty() ? train::default_run_path("runs", config.run.name, config.model.name,
+                                                                  config.method.name(), text, std::time(nullptr))
+                                        : fs::path(named);
+    train::Json env = to_json(environment());
+    env["seed"] = config.run.seed;
+    return train::RunDirectory::create(path, {text, input_text(arguments.config), command_line(), env}, arguments.overwrite);
+  };
+  train::RunDirectory directory = directory_of();
+  context.console.log_to(directory.log());
+  if (resume) {
+    if (finished(directory.path()) && text == read_text(directory.config())) {
+      log_info(fmt::format("{}: the run is finished already", directory.path().string()));
+      return show(arguments, context, train::read_json(directory.summary()));
+    }
+    if (text != read_text(directory.config())) train::write_file_atomically(directory.config(), text);
+  }
+  log_info(fmt::format("run directory {}; {} threads", directory.path().string(), at::get_num_threads()));
+
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
+  ProgressLine line(context.console);
+  train::TrainHooks hooks;
+  hooks.progress = [&](const train::Progress& p) { line(p); };
+  hooks.stop = &stop_requested;
+  const train::TrainResult result = train::train(config, directory, hooks);
+  context.console.progress("");
+  if (result.outcome == train::Outcome::stopped) {
+    log_info(fmt::format("stopped by a signal at step {}, checkpoint written; go on with: espalier train --resume {}",
+                         result.summary.at("steps").get<std::int64_t>(), directory.path().string()));
+    if (arguments.json) context.console.print(train::to_json_text(result.summary));
+    return kStoppedBySignal;
+  }
+  log_info(verdict(result.summary));
+  return show(arguments, context, result.summary);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, Context& context) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("train", "Train a network, or go on with a run");
+  add_config_arguments(*command, arguments->config);
+  command->add_option("--run-dir", arguments->run_dir, "where the run is written; otherwise a new folder under runs/")
+      ->option_text("DIR");
+  command->add_option("--resume", arguments->resume,
+                      "go on with the run in DIR from its latest checkpoint, to the same bits as if it had never stopped; with a "
+                      "configuration, start it there if there is none yet")
+      ->option_text("DIR");
+  command->add_option("--allow-change", arguments->allow_change, "with --resume: this key may differ from the run's; may be repeated")
+      ->option_text("TABLE.KEY")
+      ->type_size(1)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_flag("--overwrite", arguments->overwrite, "remove the run that is in the directory first");
+  command->add_flag("--json", arguments->json, "print summary.json on standard output");
+  command->add_option("--require-accuracy", arguments->require_accuracy, "exit status 4 if the test accuracy is below this share")
+      ->option_text("SHARE")
+      ->check(CLI::Range(0.0, 1.0));
+  command->footer(
+      "Examples:\n"
+      "  espalier train --preset glyphs-demo\n"
+      "  espalier train --preset mnist-ann --set reparam.alpha=1.5 --data-root DIR --json\n"
+      "  espalier train my.toml --run-dir runs/mine\n"
+      "  espalier train --resume runs/mine");
+  on_run(*command, context, [arguments, &context] { return run(*arguments, context); });
+}
+
+}  // namespace espalier::cli
