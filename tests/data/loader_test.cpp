@@ -104,8 +104,9 @@ TEST(Loader, AnyPositionCanBeTakenUpAgain) {
 }
 
 TEST(Loader, SameBitsForAnyNumberOfThreads) {
-  const Loader loader(numbered(256, 3, 32, 32), range(256), {{0.5f, 0.4f, 0.3f}, {0.2f, 0.3f, 0.4f}},
-                      with(200, true, "crop-flip"));
+  // Large enough (1.5 MB) to be shared among threads.
+  const Loader loader(numbered(512, 3, 32, 32), range(512), {{0.5f, 0.4f, 0.3f}, {0.2f, 0.3f, 0.4f}},
+                      with(500, true, "crop-flip"));
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
   const Batch one = loader.batch(2, 0);
