@@ -234,13 +234,12 @@ void CheckpointStore::save(const Checkpoint& checkpoint, bool best) {
     file.write(state.data(), state.size());
     file.finish();
     sync_directory(fresh);
-    // A folder can't be renamed over another in one step. If we are killed between these two, the next store puts the
+    // A folder can't be renamed over another in one step. If the second does not happen, the next store puts the
     // old one back (remove_leftovers).
     if (is_there(target)) rename_or_fail(target, replaced);
     rename_or_fail(fresh, target);
     sync_directory(root_);
   } catch (...) {
-    if (!is_there(target)) fs::rename(replaced, target, error);
     fs::remove_all(fresh, error);
     throw;
   }

@@ -182,6 +182,10 @@ TEST(DurableFile, AtomicWriteLeavesTheOldContentWhenItFails) {
   write_file_atomically(folder / "a", "new");
   EXPECT_EQ(read_bytes(folder / "a"), "new");
   EXPECT_EQ(names_in(folder.path()), (std::vector<std::string>{"a"}));
+  fs::create_directory(folder / "d");  // can be written beside, but not replaced
+  EXPECT_TRUE(
+      contains(error_of(ErrorKind::failed, [&] { write_file_atomically(folder / "d", "new"); }), "d: cannot replace"));
+  EXPECT_EQ(names_in(folder.path()), (std::vector<std::string>{"a", "d"}));
 }
 
 }  // namespace
