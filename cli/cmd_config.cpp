@@ -22,7 +22,8 @@ std::string schema_text() {
     std::vector<std::vector<std::string>> rows;
     for (const Option& option : options) {
       const std::string allowed = option.allowed_text();
-      rows.push_back({option.name, option.type(), option.value_text(), option.help + (allowed.empty() ? "" : " (" + allowed + ")")});
+      rows.push_back({option.name, option.type(), option.value_text(),
+                      option.help + (allowed.empty() ? "" : " (" + allowed + ")")});
     }
     out += (out.empty() ? "" : "\n") + title + "\n" + columns(rows, "  ");
   };
@@ -97,7 +98,8 @@ void add_config_command(CLI::App& app, Context& context) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("config", "Print, check and explain configurations");
   add_config_arguments(*command, arguments->config);
-  command->add_flag("--resolved", arguments->resolved, "print every key as a run would use it; the output is a configuration");
+  command->add_flag("--resolved", arguments->resolved,
+                    "print every key as a run would use it; the output is a configuration");
   command->add_flag("--schema", arguments->schema, "list every key: type, default, meaning, allowed values");
   command->add_flag("--json", arguments->json, "print JSON (of the resolved configuration, or of --schema)");
   command->footer(

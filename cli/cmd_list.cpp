@@ -34,7 +34,8 @@ int run(const std::string& kind, bool json, const Context& context) {
   std::string known;
   for (const auto& k : kKinds) known += (known.empty() ? "" : ", ") + k;
   const bool is_known = kind.empty() || std::find(kKinds.begin(), kKinds.end(), kind) != kKinds.end();
-  ESPALIER_CHECK(is_known, ErrorKind::usage, "espalier list: \"{}\": unknown. Known: {}.{}", kind, known, suggestion(kind, kKinds));
+  ESPALIER_CHECK(is_known, ErrorKind::usage, "espalier list: \"{}\": unknown. Known: {}.{}", kind, known,
+                 suggestion(kind, kKinds));
 
   Json document = Json::object();
   std::string text;
@@ -63,7 +64,8 @@ void add_list_command(CLI::App& app, Context& context) {
   };
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("list", "List methods, models, datasets or presets");
-  command->add_option("KIND", arguments->kind, "methods, models, datasets or presets; all if left out")->option_text("");
+  command->add_option("KIND", arguments->kind, "methods, models, datasets or presets; all if left out")
+      ->option_text("");
   command->add_flag("--json", arguments->json, "print a JSON list of {name, description}");
   command->footer("Examples:\n  espalier list\n  espalier list presets --json");
   on_run(*command, context, [arguments, &context] { return run(arguments->kind, arguments->json, context); });

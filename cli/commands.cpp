@@ -9,6 +9,9 @@ namespace espalier::cli {
 // In the order of `espalier --help`.
 void add_commands(CLI::App& app, Context& context) {
   add_train_command(app, context);
+  add_eval_command(app, context);
+  add_prune_command(app, context);
+  add_inspect_command(app, context);
   add_config_command(app, context);
   add_list_command(app, context);
   add_doctor_command(app, context);
@@ -19,7 +22,8 @@ void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
     return command.add_option(name, target, help)->option_text("")->group("Configuration");
   };
   add("CONFIG", arguments.file, "configuration file, TOML or JSON; - reads standard input");
-  add("--preset", arguments.preset, "a configuration that comes with the program (espalier list presets); CONFIG overrides it")
+  add("--preset", arguments.preset,
+      "a configuration that comes with the program (espalier list presets); CONFIG overrides it")
       ->option_text("NAME");
   command.add_option("--set", arguments.set, "override one key, may be repeated: --set reparam.alpha=2")
       ->type_size(1)
@@ -28,7 +32,8 @@ void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->option_text("TABLE.KEY=VALUE ...")
       ->group("Configuration");
-  add("--data-root", arguments.data_root, "folder of the data sets; otherwise data.root, then $ESPALIER_DATA")->option_text("DIR");
+  add("--data-root", arguments.data_root, "folder of the data sets; otherwise data.root, then $ESPALIER_DATA")
+      ->option_text("DIR");
   add("--threads", arguments.threads, "compute threads; 0: all that the process may use")->option_text("N");
   add("--seed", arguments.seed, "seed of every random stream")->option_text("N");
 }

@@ -2,8 +2,8 @@
 ///
 ///   void add_<name>_command(CLI::App& app, Context& context);
 ///
-/// declared below and listed in commands.cpp. It adds a subcommand to `app`, keeps its arguments in a shared struct, and says
-/// what to run:
+/// declared below and listed in commands.cpp. It adds a subcommand to `app`, keeps its arguments in a shared struct,
+/// and says what to run:
 ///
 ///   struct Arguments { ConfigArguments config; bool json = false; };
 ///   void add_train_command(CLI::App& app, Context& context) {
@@ -69,6 +69,9 @@ std::string columns(const std::vector<std::vector<std::string>>& rows, const std
 void add_commands(CLI::App& app, Context& context);
 
 void add_train_command(CLI::App& app, Context& context);
+void add_eval_command(CLI::App& app, Context& context);
+void add_prune_command(CLI::App& app, Context& context);
+void add_inspect_command(CLI::App& app, Context& context);
 void add_config_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
 void add_list_command(CLI::App& app, Context& context);

@@ -86,8 +86,8 @@ Console::~Console() {
 void Console::configure(const Options& options) {
   const bool color = options.color == Color::always ||
                      (options.color == Color::automatic && capable_terminal() && !set_and_not_empty("NO_COLOR"));
-  auto target = std::make_shared<spdlog::sinks::ansicolor_stderr_sink_mt>(color && !options.json ? spdlog::color_mode::always
-                                                                                                  : spdlog::color_mode::never);
+  auto target = std::make_shared<spdlog::sinks::ansicolor_stderr_sink_mt>(
+      color && !options.json ? spdlog::color_mode::always : spdlog::color_mode::never);
   target->set_color(spdlog::level::info, target->reset);
   auto formatter = std::make_unique<spdlog::pattern_formatter>(spdlog::pattern_time_type::utc);
   if (options.json) {
@@ -97,9 +97,7 @@ void Console::configure(const Options& options) {
   }
   target->set_formatter(std::move(formatter));
   auto logger = std::make_shared<spdlog::logger>("espalier", std::move(target));
-  logger->set_level(options.quiet     ? spdlog::level::warn
-                    : options.verbose ? spdlog::level::debug
-                                      : spdlog::level::info);
+  logger->set_level(options.quiet ? spdlog::level::warn : options.verbose ? spdlog::level::debug : spdlog::level::info);
   logger->flush_on(spdlog::level::trace);
   const std::lock_guard<std::mutex> lock(sink_->mutex);
   sink_->logger = std::move(logger);
@@ -108,7 +106,8 @@ void Console::configure(const Options& options) {
 
 void Console::log_to(const std::string& path) {
   auto file = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, /*truncate=*/false);
-  file->set_formatter(std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%eZ %l: %v", spdlog::pattern_time_type::utc));
+  file->set_formatter(
+      std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%eZ %l: %v", spdlog::pattern_time_type::utc));
   const std::lock_guard<std::mutex> lock(sink_->mutex);
   sink_->logger->sinks().push_back(std::move(file));
 }

@@ -15,9 +15,9 @@ class Console {
  public:
   enum class Color { automatic, always, never };
   struct Options {
-    bool quiet = false;  ///< warnings and errors only
+    bool quiet = false;    ///< warnings and errors only
     bool verbose = false;  ///< debug messages too
-    bool json = false;   ///< messages as one JSON object a line
+    bool json = false;     ///< messages as one JSON object a line
     Color color = Color::automatic;
   };
 
@@ -37,8 +37,8 @@ class Console {
   void message(LogLevel level, const std::string& text);
   void error(const std::string& text);
 
-  /// Whether `progress` shows anything: standard error is a terminal that can rewrite a line, and people read it. If not, a
-  /// long command sends a message (log_info) now and then.
+  /// Whether `progress` shows anything: standard error is a terminal that can rewrite a line, and people read it. If
+  /// not, a long command sends a message (log_info) now and then.
   bool live() const { return live_; }
   /// Rewrites the last line of the terminal; messages appear above it. "" takes the line away.
   void progress(const std::string& line);

@@ -65,7 +65,8 @@ std::string version_text(bool json) {
 
 std::vector<std::string> command_names(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(command->get_name());
   return names;
 }
 
@@ -142,7 +143,8 @@ int run(int argc, char** argv, Console& console, bool& debug) {
     console.print(version_text(global.version_json));
     return 0;
   }
-  ESPALIER_CHECK(context.action, ErrorKind::usage, "no command given. Known: {}. (espalier --help)", joined(command_names(app)));
+  ESPALIER_CHECK(context.action, ErrorKind::usage, "no command given. Known: {}. (espalier --help)",
+                 joined(command_names(app)));
   debug = global.debug;
   return context.action();
 }

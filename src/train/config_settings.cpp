@@ -19,7 +19,8 @@ std::string trimmed(const std::string& s) {
   return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
 }
 
-// ---- TOML ------------------------------------------------------------------------------------------------------------
+// ---- TOML
+// ------------------------------------------------------------------------------------------------------------
 
 ConfigValue value_of(const toml::node& node) {
   if (const auto* v = node.as_boolean()) return {v->get()};
@@ -31,7 +32,10 @@ ConfigValue value_of(const toml::node& node) {
     for (const auto& item : *list) values.push_back(value_of(item));
     return {std::move(values)};
   }
-  return {ConfigValue::Other{node.is_table() ? "a table" : node.is_date() ? "a date" : node.is_time() ? "a time" : "a date and time"}};
+  return {ConfigValue::Other{node.is_table()  ? "a table"
+                             : node.is_date() ? "a date"
+                             : node.is_time() ? "a time"
+                                              : "a date and time"}};
 }
 
 Place place_of(const toml::source_region& region, const std::string& source) {
@@ -43,7 +47,8 @@ void collect(const toml::table& root, const std::string& source, Settings& out) 
     const std::string table_name(name.str());
     const auto* table = node.as_table();
     if (!table) {
-      out.list.push_back({"", table_name, value_of(node), place_of(name.source(), source), place_of(node.source(), source)});
+      out.list.push_back(
+          {"", table_name, value_of(node), place_of(name.source(), source), place_of(node.source(), source)});
       continue;
     }
     out.tables.emplace_back(table_name, place_of(name.source(), source));
@@ -66,16 +71,14 @@ bool is_statement(const std::string& line) {
 std::string syntax_message(const std::string& description, const std::string& line) {
   static const std::regex kBareWord(R"(^\s*([\w.\-]+)\s*=\s*([A-Za-z_][\w.\-]*)\s*(#.*)?$)");
   std::smatch match;
-  if (description.find("redefine") != std::string::npos) {
-    return "given twice: " + trimmed(line.substr(0, line.find('=')));
-  }
   if (std::regex_match(line, match, kBareWord)) {
     return fmt::format("not valid TOML: a string needs quotes: {} = \"{}\"", match[1].str(), match[2].str());
   }
   return "not valid TOML: " + description;
 }
 
-// ---- JSON ------------------------------------------------------------------------------------------------------------
+// ---- JSON
+// ------------------------------------------------------------------------------------------------------------
 
 // nlohmann's parser tells its handler no positions, so the handler watches how far the text has been read.
 struct WatchedIterator {
@@ -97,7 +100,8 @@ struct WatchedIterator {
 
 class JsonReader : public nlohmann::json_sax<nlohmann::json> {
  public:
-  JsonReader(const std::string& text, const std::string& source) : text_(text), source_(source), read_to_(text.data()) {}
+  JsonReader(const std::string& text, const std::string& source)
+      : text_(text), source_(source), read_to_(text.data()) {}
 
   Settings read() {
     const char* end = text_.data() + text_.size();
@@ -128,8 +132,10 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool end_object() override {
-    if (ignored_ > 0) --ignored_;
-    else if (--depth_ == 1) table_.clear();
+    if (ignored_ > 0)
+      --ignored_;
+    else if (--depth_ == 1)
+      table_.clear();
     return true;
   }
   bool start_array(std::size_t) override {
@@ -169,9 +175,12 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
  private:
   bool value(ConfigValue v) {
     if (ignored_ > 0) return true;
-    if (!lists_.empty()) lists_.back().push_back(std::move(v));
-    else if (depth_ == 0) out_.problems.push_back({place(0), "expected an object of tables, found " + v.type()});
-    else out_.list.push_back({table_, key_, std::move(v), key_at_, value_at_});
+    if (!lists_.empty())
+      lists_.back().push_back(std::move(v));
+    else if (depth_ == 0)
+      out_.problems.push_back({place(0), "expected an object of tables, found " + v.type()});
+    else
+      out_.list.push_back({table_, key_, std::move(v), key_at_, value_at_});
     return true;
   }
   bool escaped(std::size_t quote) const {
@@ -190,15 +199,16 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
   const std::string source_;
   const char* read_to_;
   Settings out_;
-  int depth_ = 0;     // objects open: 1 = the root, 2 = in a table
-  int ignored_ = 0;   // objects open inside a value, which no option can hold
+  int depth_ = 0;    // objects open: 1 = the root, 2 = in a table
+  int ignored_ = 0;  // objects open inside a value, which no option can hold
   std::vector<ConfigValue::List> lists_;
   std::string table_, key_;
   Place key_at_, value_at_;
   std::set<std::pair<std::string, std::string>> seen_;
 };
 
-// ---- values ----------------------------------------------------------------------------------------------------------
+// ---- values
+// ----------------------------------------------------------------------------------------------------------
 
 template <class T>
 struct IsList : std::false_type {};
@@ -248,7 +258,8 @@ ConfigValue typed(const std::string& text) {
   if constexpr (IsList<T>::value) {
     return typed_list<typename T::value_type>(text);
   } else if constexpr (std::is_same_v<T, std::string> || std::is_same_v<T, Duration>) {
-    const bool quoted = text.size() >= 2 && (text.front() == '"' || text.front() == '\'') && text.back() == text.front();
+    const bool quoted =
+        text.size() >= 2 && (text.front() == '"' || text.front() == '\'') && text.back() == text.front();
     if (quoted) {
       if (auto value = toml_value(text)) return *value;
     }
@@ -287,16 +298,20 @@ std::string convert(const ConfigValue& from, T& to) {
       to.push_back(element);
     }
   } else if constexpr (std::is_same_v<T, double>) {
-    if (const auto* i = std::get_if<std::int64_t>(&from.value)) to = static_cast<double>(*i);
-    else if (const auto* d = std::get_if<double>(&from.value)) to = *d;
-    else return "a number";
+    if (const auto* i = std::get_if<std::int64_t>(&from.value))
+      to = static_cast<double>(*i);
+    else if (const auto* d = std::get_if<double>(&from.value))
+      to = *d;
+    else
+      return "a number";
   } else if constexpr (std::is_same_v<T, Duration>) {
     const auto* text = std::get_if<std::string>(&from.value);
     if (!text) return "a duration like \"500it\", \"1.5ep\" or \"25%\"";
     to = Duration::parse(*text);
   } else {
     const auto* v = std::get_if<T>(&from.value);
-    if (!v) return std::is_same_v<T, bool> ? "true or false" : std::is_same_v<T, std::int64_t> ? "an integer" : "a string";
+    if (!v)
+      return std::is_same_v<T, bool> ? "true or false" : std::is_same_v<T, std::int64_t> ? "an integer" : "a string";
     if constexpr (std::is_same_v<T, std::string>) {
       ESPALIER_CHECK(is_utf8(*v), ErrorKind::usage, "not valid UTF-8");
     }
@@ -339,8 +354,10 @@ std::string ConfigValue::text() const {
 Settings read_toml_settings(const std::string& text, const std::string& source) {
   std::vector<std::string> lines(1);
   for (const char c : text) {
-    if (c == '\n') lines.emplace_back();
-    else lines.back() += c;
+    if (c == '\n')
+      lines.emplace_back();
+    else
+      lines.back() += c;
   }
   Settings out;
   for (;;) {
@@ -350,17 +367,23 @@ Settings read_toml_settings(const std::string& text, const std::string& source) 
       collect(toml::parse(present), source, out);
       return out;
     } catch (const toml::parse_error& error) {
-      const Place place = place_of(error.source(), source);
+      Place place = place_of(error.source(), source);
       const std::size_t row = static_cast<std::size_t>(std::max(place.line, 1)) - 1;
       const std::string line = row < lines.size() ? lines[row] : "";
-      out.problems.push_back({place, syntax_message(std::string(error.description()), line)});
+      const bool is_duplicate = error.description().find("redefine") != std::string_view::npos;
+      if (is_duplicate)
+        place.column = static_cast<int>(std::min(line.find_first_not_of(" \t"), line.size())) + 1;  // the key
+      out.problems.push_back({place, is_duplicate ? "given twice: " + trimmed(line.substr(0, line.find('=')))
+                                                  : syntax_message(std::string(error.description()), line)});
       if (!is_statement(line)) return out;  // what follows might mean something else now
       lines[row].clear();
     }
   }
 }
 
-Settings read_json_settings(const std::string& text, const std::string& source) { return JsonReader(text, source).read(); }
+Settings read_json_settings(const std::string& text, const std::string& source) {
+  return JsonReader(text, source).read();
+}
 
 std::string assign(const Option& option, const ConfigValue& value, const std::string& name) {
   return std::visit(

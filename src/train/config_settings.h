@@ -1,5 +1,5 @@
-/// The values of a configuration as they are found, before anybody asks what they mean: key, value, position. Files (TOML,
-/// JSON) and texts (--set, environment) become the same list of settings.
+/// The values of a configuration as they are found, before anybody asks what they mean: key, value, position. Files
+/// (TOML, JSON) and texts (--set, environment) become the same list of settings.
 #pragma once
 
 #include <cstdint>
@@ -58,8 +58,8 @@ struct Settings {
 Settings read_toml_settings(const std::string& text, const std::string& source);
 Settings read_json_settings(const std::string& text, const std::string& source);
 
-/// Gives the option the value. Returns "" or what is wrong ("expected an integer, found a string"); the option then keeps
-/// the value that it had. The range is checked too; `name` ("[optim].lr") starts the message.
+/// Gives the option the value. Returns "" or what is wrong ("expected an integer, found a string"); the option then
+/// keeps the value that it had. The range is checked too; `name` ("[optim].lr") starts the message.
 std::string assign(const Option& option, const ConfigValue& value, const std::string& name);
 
 }  // namespace espalier::train

@@ -7,7 +7,7 @@
 
 namespace espalier::train {
 
-/// (name, text), by name.
+/// (name, text).
 const std::vector<std::pair<std::string, std::string>>& embedded_presets();
 
 }  // namespace espalier::train

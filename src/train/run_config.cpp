@@ -20,8 +20,8 @@ namespace {
 constexpr std::int64_t kSchemaVersion = 1;
 constexpr std::size_t kMaxFileBytes = 16 << 20;  // a configuration has a few kB: more is another file, given by mistake
 
-// Keys that only some names of their table use. With any other name they must keep their default: a key that does nothing
-// is a mistake of the user, not a detail.
+// Keys that only some names of their table use. With any other name they must keep their default: a key that does
+// nothing is a mistake of the user, not a detail.
 struct OnlyWith {
   const char* table;
   const char* key;
@@ -83,7 +83,8 @@ void copy_values(const OptionList& from, const OptionList& to) {
   }
 }
 
-// ---- values that contradict each other --------------------------------------------------------------------------------
+// ---- values that contradict each other
+// --------------------------------------------------------------------------------
 
 struct Conflict {
   std::vector<std::string> keys;  // "table.key"; the message is about the first
@@ -93,8 +94,8 @@ struct Conflict {
 std::vector<Conflict> milestone_conflicts(const ScheduleOptions& schedule) {
   if (schedule.name != "multi-step") return {};
   if (schedule.milestones.empty()) {
-    return {{{"schedule.milestones", "schedule.name"},
-             "multi-step needs at least one milestone, e.g. [\"50%\", \"75%\"]"}};
+    return {
+        {{"schedule.milestones", "schedule.name"}, "multi-step needs at least one milestone, e.g. [\"50%\", \"75%\"]"}};
   }
   std::vector<Duration> points;
   for (const auto& text : schedule.milestones) {
@@ -106,8 +107,9 @@ std::vector<Conflict> milestone_conflicts(const ScheduleOptions& schedule) {
   }
   for (std::size_t i = 1; i < points.size(); ++i) {
     if (points[i].unit() == points[i - 1].unit() && points[i].count() <= points[i - 1].count()) {
-      return {{{"schedule.milestones"}, fmt::format("{} does not come after {}; milestones are in ascending order",
-                                                    points[i].text(), points[i - 1].text())}};
+      return {{{"schedule.milestones"},
+               fmt::format("{} does not come after {}; milestones are in ascending order", points[i].text(),
+                           points[i - 1].text())}};
     }
   }
   return {};
@@ -123,16 +125,18 @@ std::vector<Conflict> conflicts(RunConfig config) {
     const std::string name = *std::get<std::string*>(find_option(options, "name")->value);
     if (std::find(rule.names.begin(), rule.names.end(), name) != rule.names.end()) continue;
     const Option& option = *find_option(options, rule.key);
-    if (option.value_text() == find_option(find_table(default_tables, rule.table)->options, rule.key)->value_text()) continue;
+    if (option.value_text() == find_option(find_table(default_tables, rule.table)->options, rule.key)->value_text())
+      continue;
     out.push_back({{fmt::format("{}.{}", rule.table, rule.key), fmt::format("{}.name", rule.table)},
-                   fmt::format("does nothing with [{0}].name = \"{1}\"; set [{0}].name to {2}, or leave {3} out", rule.table,
-                               name, joined(rule.names, " or "), rule.key)});
+                   fmt::format("does nothing with [{0}].name = \"{1}\"; set [{0}].name to {2}, or leave {3} out",
+                               rule.table, name, joined(rule.names, " or "), rule.key)});
   }
 
   if (config.train.epochs > 0 && config.train.steps > 0) {
-    out.push_back({{"train.epochs", "train.steps"},
-                   fmt::format("[train].steps = {} is given too; a run has one length: leave one of them out, or set it to 0",
-                               config.train.steps)});
+    out.push_back(
+        {{"train.epochs", "train.steps"},
+         fmt::format("[train].steps = {} is given too; a run has one length: leave one of them out, or set it to 0",
+                     config.train.steps)});
   } else if (config.train.epochs == 0 && config.train.steps == 0) {
     out.push_back({{"train.epochs", "train.steps"}, "[train].steps is 0 too; one of them must be above 0"});
   }
@@ -140,14 +144,16 @@ std::vector<Conflict> conflicts(RunConfig config) {
     out.push_back({{"optim.nesterov", "optim.momentum"}, "needs [optim].momentum above 0, e.g. 0.9"});
   }
   if (config.model.name == "layers" && config.model.layers.empty()) {
-    out.push_back({{"model.layers", "model.name"},
-                   "the model \"layers\" needs its layers, e.g. [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]"});
+    out.push_back(
+        {{"model.layers", "model.name"},
+         "the model \"layers\" needs its layers, e.g. [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]"});
   }
   for (auto& conflict : milestone_conflicts(config.schedule)) out.push_back(std::move(conflict));
   if (config.method.name() == "dense" && config.sparsity.sparsity > 0) {
-    out.push_back({{"sparsity.sparsity", "method.name"},
-                   "the method is \"dense\", which keeps every weight; choose another [method].name (espalier list methods), "
-                   "or leave sparsity out"});
+    out.push_back(
+        {{"sparsity.sparsity", "method.name"},
+         "the method is \"dense\", which keeps every weight; choose another [method].name (espalier list methods), "
+         "or leave sparsity out"});
   }
   if (config.run.name.find('/') != std::string::npos || config.run.name == "." || config.run.name == "..") {
     out.push_back({{"run.name"}, "names one directory, without \"/\"; --run-dir takes a path"});
@@ -155,7 +161,8 @@ std::vector<Conflict> conflicts(RunConfig config) {
   return out;
 }
 
-// ---- layers -----------------------------------------------------------------------------------------------------------
+// ---- layers
+// -----------------------------------------------------------------------------------------------------------
 
 struct Layer {
   Settings settings;
@@ -177,8 +184,8 @@ std::string read_file(const std::string& path) {
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   ESPALIER_CHECK(!file.bad(), ErrorKind::usage, "{}: cannot be read: {}", path, std::strerror(errno));
   text.resize(static_cast<std::size_t>(file.gcount()));
-  ESPALIER_CHECK(text.size() <= kMaxFileBytes, ErrorKind::usage, "{}: more than {} MiB; is this a configuration file?", path,
-                 kMaxFileBytes >> 20);
+  ESPALIER_CHECK(text.size() <= kMaxFileBytes, ErrorKind::usage, "{}: more than {} MiB; is this a configuration file?",
+                 path, kMaxFileBytes >> 20);
   return text;
 }
 
@@ -188,7 +195,8 @@ Settings read_settings(const std::string& text, const std::string& source) {
   return is_json ? read_json_settings(text, source) : read_toml_settings(text, source);
 }
 
-Setting raw_setting(const std::string& table, const std::string& key, const std::string& value, const std::string& source) {
+Setting raw_setting(const std::string& table, const std::string& key, const std::string& value,
+                    const std::string& source) {
   return {table, key, {ConfigValue::Raw{value}}, {source}, {source}};
 }
 
@@ -219,7 +227,8 @@ void read_assignment(const std::string& text, const std::string& source, std::ve
   out.tables.emplace_back(name.substr(0, dot), place);
 }
 
-// ESPALIER_<TABLE>_<KEY>. Other variables of ours (ESPALIER_DATA, ESPALIER_ISA) have no second part after a table's name.
+// ESPALIER_<TABLE>_<KEY>. Other variables of ours (ESPALIER_DATA, ESPALIER_ISA) have no second part after a table's
+// name.
 Settings read_environment(const std::map<std::string, std::string>& environment, std::vector<Table>& tables) {
   const std::string prefix = "ESPALIER_";
   Settings out;
@@ -228,30 +237,30 @@ Settings read_environment(const std::map<std::string, std::string>& environment,
     std::string rest = variable.substr(prefix.size());
     const auto underscore = rest.find('_');
     if (underscore == std::string::npos) continue;
-    std::transform(rest.begin(), rest.end(), rest.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    std::transform(rest.begin(), rest.end(), rest.begin(),
+                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     const std::string table = rest.substr(0, underscore);
     if (find_table(tables, table)) {
       out.list.push_back(raw_setting(table, rest.substr(underscore + 1), value, variable));
       out.tables.emplace_back(table, Place{variable});
     } else if (const std::string near = nearest(table, names_of(tables)); !near.empty()) {
-      log_warning(fmt::format("the environment variable {} is ignored: there is no table [{}]; did you mean [{}]?", variable,
-                              table, near));
+      log_warning(fmt::format("the environment variable {} is ignored: there is no table [{}]; did you mean [{}]?",
+                              variable, table, near));
     }
   }
   return out;
 }
 
-// ---- putting the layers together --------------------------------------------------------------------------------------
+// ---- putting the layers together
+// --------------------------------------------------------------------------------------
 
 class Resolver {
  public:
   explicit Resolver(std::vector<Layer> layers) : layers_(std::move(layers)), problems_(layers_.size()) {}
 
   RunConfig resolve() {
-    const std::string method = chosen("method", layers_.size());
-    const auto methods = names_of(known_methods());
-    method_known_ = std::find(methods.begin(), methods.end(), method) != methods.end();
-    if (method_known_) config_.method = MethodOptions(method);
+    method_ = chosen("method", layers_.size());
+    if (!method_.empty()) config_.method = MethodOptions(method_);
     tables_ = config_.tables();
     for (std::size_t i = 0; i < layers_.size(); ++i) apply(i);
     for (const auto& conflict : conflicts(config_)) report(conflict);
@@ -267,7 +276,7 @@ class Resolver {
     bool wrong = false;
   };
 
-  // What the first `count` layers choose as the name in a table.
+  // What the first `count` layers choose as the name in a table; "" if the last choice is not a known name.
   std::string chosen(const std::string& table, std::size_t count) {
     RunConfig defaults;
     auto tables = defaults.tables();
@@ -293,7 +302,8 @@ class Resolver {
     for (const auto& rule : only_with()) {
       if (setting.table != rule.table || setting.key != rule.key) continue;
       const std::string name = chosen(rule.table, layers_.size());
-      return name != chosen(rule.table, layer + 1) && std::find(rule.names.begin(), rule.names.end(), name) == rule.names.end();
+      return name != chosen(rule.table, layer + 1) &&
+             std::find(rule.names.begin(), rule.names.end(), name) == rule.names.end();
     }
     return false;
   }
@@ -313,7 +323,7 @@ class Resolver {
     one_length(settings);
   }
 
-  // Returns what is wrong, or "".
+  // Returns what is wrong with a setting, or "".
   std::string apply(std::size_t layer, const Setting& setting) {
     Last& last = last_[setting.table + "." + setting.key];
     last = {layer, setting.key_at, false};
@@ -321,7 +331,7 @@ class Resolver {
     Table* table = find_table(tables_, setting.table);
     if (!table) return "";  // the table itself has been reported
     const Option* option = find_option(table->options, setting.key);
-    if (!option && setting.table == "method" && !method_known_) return "";  // so has the method
+    if (!option && setting.table == "method" && method_.empty()) return "";  // so has the method
     if (!option) return unknown_key(*table, setting.key);
     last.place = setting.value_at;
     return assign(*option, setting.value, key_name(setting.table, setting.key));
@@ -341,8 +351,9 @@ class Resolver {
                          setting.value.type(), setting.key);
     }
     const std::string owner = owner_of(setting.key, "");
-    return fmt::format("{}: unknown key outside the tables{}", setting.key,
-                       owner.empty() ? "; known: schema_version" : fmt::format("; \"{}\" belongs to [{}]", setting.key, owner));
+    return fmt::format(
+        "{}: unknown key outside the tables{}", setting.key,
+        owner.empty() ? "; known: schema_version" : fmt::format("; \"{}\" belongs to [{}]", setting.key, owner));
   }
 
   std::string unknown_table(const std::string& name) {
@@ -365,7 +376,7 @@ class Resolver {
         if (find_option(describe(*make_method(info.name)), key)) owners.push_back('"' + info.name + '"');
       }
       if (!owners.empty()) {
-        return fmt::format("{} for the method \"{}\"; it belongs to {}", start, config_.method.name(), joined(owners, ", "));
+        return fmt::format("{} for the method \"{}\"; it belongs to {}", start, method_, joined(owners, ", "));
       }
     }
     const std::string owner = owner_of(key, table.name);
@@ -396,8 +407,9 @@ class Resolver {
     const std::string& key = conflict.keys.front();
     const auto dot = key.find('.');
     const Option& option = *find_option(find_table(tables_, key.substr(0, dot))->options, key.substr(dot + 1));
-    problem(at->layer, at->place, fmt::format("{} = {}: {}", key_name(key.substr(0, dot), option.name), option.value_text(),
-                                              conflict.message));
+    problem(
+        at->layer, at->place,
+        fmt::format("{} = {}: {}", key_name(key.substr(0, dot), option.name), option.value_text(), conflict.message));
   }
 
   void problem(std::size_t layer, const Place& place, const std::string& message) {
@@ -419,7 +431,7 @@ class Resolver {
   std::vector<std::vector<Problem>> problems_;  // one list a layer
   RunConfig config_;
   std::vector<Table> tables_;  // of config_
-  bool method_known_ = true;
+  std::string method_;         // chosen by all layers together
   std::map<std::string, Last> last_;
 };
 
@@ -483,7 +495,8 @@ void RunConfig::validate() const {
     const std::string& key = conflict.keys.front();
     const auto dot = key.find('.');
     const Option& option = *find_option(find_table(list, key.substr(0, dot))->options, key.substr(dot + 1));
-    lines.push_back(fmt::format("{} = {}: {}", key_name(key.substr(0, dot), option.name), option.value_text(), conflict.message));
+    lines.push_back(
+        fmt::format("{} = {}: {}", key_name(key.substr(0, dot), option.name), option.value_text(), conflict.message));
   }
   if (!lines.empty()) throw Error(ErrorKind::usage, joined(lines, "\n"));
 }
@@ -560,6 +573,7 @@ std::vector<PresetInfo> known_presets() {
     const auto begin = line.find_first_not_of("# ");
     out.push_back({name, begin == std::string::npos ? "" : line.substr(begin)});
   }
+  std::sort(out.begin(), out.end(), [](const PresetInfo& a, const PresetInfo& b) { return a.name < b.name; });
   return out;
 }
 
@@ -568,7 +582,8 @@ std::string preset_text(const std::string& name) {
     if (known == name) return text;
   }
   const auto known = names_of(known_presets());
-  fail(ErrorKind::usage, "--preset {}: unknown preset. Known: {}.{}", name, joined(known, ", "), suggestion(name, known));
+  fail(ErrorKind::usage, "--preset {}: unknown preset. Known: {}.{}", name, joined(known, ", "),
+       suggestion(name, known));
 }
 
 }  // namespace espalier::train

@@ -1,5 +1,5 @@
-/// The tables [run] [train] [optim] [schedule] [checkpoint] [log] of a configuration. Plain structs: what each key means to
-/// a run is decided where it is read (src/train/), what it means to a user is written here once.
+/// The tables [run] [train] [optim] [schedule] [checkpoint] [log] of a configuration. Plain structs: what each key
+/// means to a run is decided where it is read (src/train/), what it means to a user is written here once.
 #pragma once
 
 #include <cstdint>
@@ -108,9 +108,7 @@ struct CheckpointOptions {
 /// Table [log]: how often a run says where it stands.
 struct LogOptions {
   Duration every = Duration::steps(100);
-  void describe(Describe& d) {
-    d("every", every, "distance between `step` events in metrics.jsonl; 0it: none");
-  }
+  void describe(Describe& d) { d("every", every, "distance between `step` events in metrics.jsonl; 0it: none"); }
 };
 
 }  // namespace espalier::train

@@ -1,5 +1,5 @@
-/// The whole configuration of a run: every table, every key, from built-in defaults, a preset, a file, the environment and
-/// the command line, strictly checked. Its tables are those of docs/configuration.md.
+/// The whole configuration of a run: every table, every key, from built-in defaults, a preset, a file, the environment
+/// and the command line, strictly checked. Its tables are those of docs/configuration.md.
 #pragma once
 
 #include <map>
@@ -71,8 +71,8 @@ struct RunConfig {
 struct ConfigSources {
   /// A value from a dedicated flag of the command line.
   struct Flag {
-    std::string flag;   ///< as the user wrote it: "--seed"
-    std::string key;    ///< "run.seed"
+    std::string flag;  ///< as the user wrote it: "--seed"
+    std::string key;   ///< "run.seed"
     std::string value;
   };
   std::optional<std::string> preset;               ///< a name of known_presets()
@@ -83,9 +83,10 @@ struct ConfigSources {
 };
 
 /// Throws Error(usage) with one line for every mistake of every layer, each with its place:
-///   config.toml:14:16: [sparsity].distribution = "erdos": unknown value. Known: uniform, er, erk, global. Did you mean "er"?
-/// What a preset says about a choice that a higher layer has changed (the options of another method, say) is dropped; in
-/// any other layer it is a mistake.
+///   config.toml:14:16: [sparsity].distribution = "erdos": unknown value. Known: uniform, er, erk, global. Did you mean
+///   "er"?
+/// What a preset says about a choice that a higher layer has changed (the options of another method, say) is dropped;
+/// in any other layer it is a mistake.
 RunConfig load_config(const ConfigSources& sources);
 
 /// The same from a text alone; `source` names it in messages.
@@ -96,10 +97,12 @@ std::string to_toml(const RunConfig& config);
 /// The same as a JSON document, accepted as a file too.
 std::string to_json(const RunConfig& config);
 
-/// "table.key: a -> b" for every key that differs, in the order of the tables; "(none)" where the other method lacks the key.
+/// "table.key: a -> b" for every key that differs, in the order of the tables; "(none)" where the other method lacks
+/// the key.
 std::vector<std::string> diff(const RunConfig& from, const RunConfig& to);
 
-// ---- presets ----------------------------------------------------------------------------------------------------------
+// ---- presets
+// ----------------------------------------------------------------------------------------------------------
 
 struct PresetInfo {
   std::string name;
