@@ -1,0 +1,138 @@
+// espalier inspect: what a run, a checkpoint or a safetensors file holds.
+#include <torch/torch.h>
+
+#include <filesystem>
+#include <map>
+
+#include "commands.h"
+#include "espalier/core/error.h"
+#include "espalier/train/checkpoint.h"
+#include "espalier/train/json.h"
+#include "espalier/train/safetensors.h"
+
+namespace espalier::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using train::Json;
+
+struct Arguments {
+  std::string path;
+  double epsilon = 0.01;
+  std::int64_t bins = 0;
+  bool best = false, json = false;
+};
+
+std::string shape_text(at::IntArrayRef shape) { return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "x")); }
+
+/// One row for each tensor; for a weight that has a mask, nnz is what the mask keeps, else what is not zero.
+Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
+  const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
+  Json rows = Json::array();
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor values = tensor.detach().to(torch::kDouble).flatten();
+    const auto mask = by_name.find(name + ".mask");
+    Json row = {{"name", name},
+                {"type", c10::toString(tensor.scalar_type())},
+                {"shape", tensor.sizes().vec()},
+                {"elements", tensor.numel()},
+                {"nnz", (mask != by_name.end() ? mask->second : tensor).count_nonzero().item<std::int64_t>()},
+                {"bytes", static_cast<std::int64_t>(tensor.nbytes())}};
+    if (tensor.is_floating_point() && tensor.numel() > 0) {
+      row["near_zero"] = (values.abs() < a.epsilon).to(torch::kDouble).mean().item<double>();
+      row["mean"] = values.mean().item<double>();
+      row["mean_abs"] = values.abs().mean().item<double>();
+      row["max_abs"] = values.abs().max().item<double>();
+      if (a.bins > 0) {
+        const double limit = std::max(row["max_abs"].get<double>(), 1e-300);
+        const at::Tensor counts = torch::histc(values, a.bins, -limit, limit).to(torch::kLong).contiguous();
+        row["histogram"] = {{"low", -limit}, {"high", limit},
+                            {"counts", std::vector<std::int64_t>(counts.data_ptr<std::int64_t>(),
+                                                                 counts.data_ptr<std::int64_t>() + a.bins)}};
+      }
+    }
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+std::string table_of(const Json& rows) {
+  std::vector<std::vector<std::string>> table = {{"tensor", "type", "shape", "nnz", "kept", "near zero", "mean |w|", "max |w|", "bytes"}};
+  for (const Json& r : rows) {
+    const auto elements = r.at("elements").get<std::int64_t>(), nnz = r.at("nnz").get<std::int64_t>();
+    const auto number = [&](const char* key, const char* form) {
+      return r.contains(key) ? fmt::format(fmt::runtime(form), r.at(key).get<double>()) : std::string("-");
+    };
+    table.push_back({r.at("name"), r.at("type"), shape_text(r.at("shape").get<std::vector<std::int64_t>>()), fmt::format("{}", nnz),
+                     elements == 0 ? "-" : fmt::format("{:.4f}", static_cast<double>(nnz) / static_cast<double>(elements)),
+                     number("near_zero", "{:.4f}"), number("mean_abs", "{:.3g}"), number("max_abs", "{:.3g}"),
+                     fmt::format("{}", r.at("bytes").get<std::int64_t>())});
+  }
+  return columns(table);
+}
+
+int run(const Arguments& a, Context& context) {
+  const fs::path path = a.path;
+  ESPALIER_CHECK(fs::exists(path), ErrorKind::usage, "{}: no such file or directory", a.path);
+  Json out = {{"path", a.path}};
+  std::string text;
+  train::NamedTensors tensors;
+  if (fs::is_regular_file(path)) {
+    auto content = train::load_safetensors(path);
+    tensors = std::move(content.tensors);
+    out["kind"] = "safetensors";
+    out["bytes"] = fs::file_size(path);
+    out["metadata"] = content.metadata;
+    text += fmt::format("{}: safetensors, {} tensors, {} bytes\n", a.path, tensors.size(), fs::file_size(path));
+    for (const auto& [key, value] : content.metadata) text += fmt::format("  {} = {}\n", key, value);
+  } else {
+    const bool is_checkpoint = fs::exists(path / "state.json");
+    ESPALIER_CHECK(is_checkpoint || fs::exists(path / "config.toml"), ErrorKind::usage,
+                   "{}: neither a run directory (config.toml) nor a checkpoint (state.json) nor a safetensors file", a.path);
+    std::optional<train::Checkpoint> checkpoint;
+    if (is_checkpoint) checkpoint = train::load_checkpoint(path);
+    else if (a.best) checkpoint = train::load_checkpoint(path / "checkpoints" / "best");
+    else checkpoint = train::load_latest_checkpoint(path);
+    out["kind"] = is_checkpoint ? "checkpoint" : "run";
+    if (!is_checkpoint && fs::exists(path / "summary.json")) {
+      const Json summary = train::read_json(path / "summary.json");
+      out["summary"] = summary;
+      for (const char* key : {"status", "model", "data", "method", "reparam", "alpha", "seed", "steps", "test_accuracy",
+                              "val_accuracy", "sparsity", "nnz", "weights", "flops_forward", "train_seconds"}) {
+        if (summary.contains(key)) text += fmt::format("{:<16}{}\n", key, summary.at(key).dump());
+      }
+    }
+    if (checkpoint) {
+      tensors = checkpoint->model;
+      out["step"] = checkpoint->step;
+      text += fmt::format("{:<16}{}\n", "checkpoint", checkpoint->step);
+    } else {
+      text += "no checkpoint yet\n";
+    }
+  }
+  out["epsilon"] = a.epsilon;
+  out["tensors"] = tensor_rows(tensors, a);
+  if (a.json) context.console.print(train::to_json_text(out));
+  else context.console.print(text + (tensors.empty() ? "" : "\n" + table_of(out["tensors"])));
+  return 0;
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app, Context& context) {
+  auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("inspect", "Show what a run, a checkpoint or a safetensors file holds");
+  command->add_option("PATH", a->path, "run directory, checkpoint or .safetensors file")->required()->option_text("");
+  command->add_option("--epsilon", a->epsilon, "\"near zero\" is the share of values with |w| below this (default 0.01)")
+      ->check(CLI::PositiveNumber)
+      ->option_text("E");
+  command->add_option("--bins", a->bins, "with --json: a histogram of so many equal bins over [-max |w|, max |w|] for each tensor")
+      ->check(CLI::Range(1, 10000))
+      ->option_text("N");
+  command->add_flag("--best", a->best, "the best checkpoint of a run by validation accuracy instead of the latest");
+  command->add_flag("--json", a->json, "one JSON document on standard output");
+  command->footer("Examples:\n  espalier inspect runs/mine\n  espalier inspect runs/mine/checkpoints/best/model.safetensors --json --bins 100");
+  on_run(*command, context, [a, &context] { return run(*a, context); });
+}
+
+}  // namespace espalier::cli
