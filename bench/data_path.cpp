@@ -1,6 +1,7 @@
 // How fast the data path feeds a model that does nothing: samples per second of Loader::batch, per augmentation.
 // Usage: bench_data [DATA_SET [ROOT]] (default: glyphs). Median of nine epochs, threads as torch sees them. On
-// a machine that does other work besides, the rate per CPU second with one thread (OMP_NUM_THREADS=1) is the one to read.
+// a machine that does other work besides, the rate per CPU second with one thread (OMP_NUM_THREADS=1) is the one to
+// read.
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 
@@ -20,9 +21,7 @@ namespace {
 
 using namespace espalier::data;
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }  // of all threads
 
@@ -45,8 +44,9 @@ void measure(const Dataset& set, std::int64_t batch_size, const std::string& aug
   }
   std::sort(rates.begin(), rates.end());
   std::sort(cpu_rates.begin(), cpu_rates.end());
-  fmt::print("{} batch {} augment {} threads {}: {:.0f} samples/s (lowest {:.0f}, highest {:.0f}), {:.0f} per CPU second\n", set.name,
-             batch_size, augment, at::get_num_threads(), rates[4], rates.front(), rates.back(), cpu_rates[4]);
+  fmt::print(
+      "{} batch {} augment {} threads {}: {:.0f} samples/s (lowest {:.0f}, highest {:.0f}), {:.0f} per CPU second\n",
+      set.name, batch_size, augment, at::get_num_threads(), rates[4], rates.front(), rates.back(), cpu_rates[4]);
 }
 
 }  // namespace

@@ -63,8 +63,8 @@ std::int64_t ByteReader::read_some(std::uint8_t* out, std::int64_t n) {
     const char* text = gzerror(file_.get(), &code);
     if (code == Z_ERRNO) text = std::strerror(errno);
     ESPALIER_CHECK(code == Z_OK || code == Z_STREAM_END || code == Z_BUF_ERROR, ErrorKind::data,
-                   "{}: {}after {} bytes: {}", path_, gzipped_ ? "corrupt gzip data " : "read failed ", position_ + done,
-                   text);
+                   "{}: {}after {} bytes: {}", path_, gzipped_ ? "corrupt gzip data " : "read failed ",
+                   position_ + done, text);
     // Z_BUF_ERROR is a gzip stream without its end: the bytes so far cannot be verified.
     ESPALIER_CHECK(code != Z_BUF_ERROR, ErrorKind::data, "{}: the gzip data end too early, after {} bytes: truncated",
                    path_, position_ + done + std::max(got, 0));
@@ -85,8 +85,9 @@ void ByteReader::read(std::uint8_t* out, std::int64_t n, std::int64_t expected_i
 void ByteReader::expect_end() {
   std::uint8_t extra = 0;
   const std::int64_t expected = position_;
-  ESPALIER_CHECK(read_some(&extra, 1) == 0, ErrorKind::data, "{}: more than the {} bytes expected{}; the file is too long",
-                 path_, expected, gzipped_ ? " after unpacking" : "");
+  ESPALIER_CHECK(read_some(&extra, 1) == 0, ErrorKind::data,
+                 "{}: more than the {} bytes expected{}; the file is too long", path_, expected,
+                 gzipped_ ? " after unpacking" : "");
 }
 
 std::vector<std::uint8_t> read_file(const std::filesystem::path& path, std::int64_t limit) {

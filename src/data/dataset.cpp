@@ -22,7 +22,8 @@ namespace fs = std::filesystem;
 namespace espalier::data {
 namespace {
 
-// --- where files are looked for ---------------------------------------------------------------------------------------
+// --- where files are looked for
+// ---------------------------------------------------------------------------------------
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -109,10 +110,10 @@ class Search {
   std::string set_, files_, how_to_get_, places_;
 };
 
-constexpr const char* kElsewhere =
-    "another place is named by --data-root DIR, by root in [data] or by $ESPALIER_DATA";
+constexpr const char* kElsewhere = "another place is named by --data-root DIR, by root in [data] or by $ESPALIER_DATA";
 
-// --- MNIST and its siblings -------------------------------------------------------------------------------------------
+// --- MNIST and its siblings
+// -------------------------------------------------------------------------------------------
 
 struct IdxSet {
   std::vector<std::string> folders;  // below a root
@@ -145,9 +146,8 @@ constexpr std::array<std::uint32_t, 4> kMnistCrc = {0xe9f4d8b3u, 0xe0cb4ad2u, 0x
 
 Dataset load_mnist_form(const DataOptions& options) {
   const IdxSet set = idx_set(options.name);
-  const std::vector<Wanted> wanted = {
-      idx_file("train-images", "idx3-ubyte"), idx_file("train-labels", "idx1-ubyte"),
-      idx_file("t10k-images", "idx3-ubyte"), idx_file("t10k-labels", "idx1-ubyte")};
+  const std::vector<Wanted> wanted = {idx_file("train-images", "idx3-ubyte"), idx_file("train-labels", "idx1-ubyte"),
+                                      idx_file("t10k-images", "idx3-ubyte"), idx_file("t10k-labels", "idx1-ubyte")};
   Search search(options,
                 "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte "
                 "(plain or .gz)",
@@ -169,8 +169,10 @@ Dataset load_mnist_form(const DataOptions& options) {
       if (options.name == "mnist") {
         for (std::size_t i = 0; i < crc.size(); ++i) {
           if (crc[i] == kMnistCrc[i]) continue;
-          log_warning(fmt::format("{}: CRC-32 {:08x}, the canonical MNIST file has {:08x}; results will not compare "
-                                  "with published ones", f[i].string(), crc[i], kMnistCrc[i]));
+          log_warning(
+              fmt::format("{}: CRC-32 {:08x}, the canonical MNIST file has {:08x}; results will not compare "
+                          "with published ones",
+                          f[i].string(), crc[i], kMnistCrc[i]));
         }
       } else {
         ESPALIER_CHECK(crc[0] != kMnistCrc[0] && crc[2] != kMnistCrc[2], ErrorKind::data,
@@ -183,7 +185,8 @@ Dataset load_mnist_form(const DataOptions& options) {
   search.failed();
 }
 
-// --- any IDX files ----------------------------------------------------------------------------------------------------
+// --- any IDX files
+// ----------------------------------------------------------------------------------------------------
 
 /// The files of `folder` called [PREFIX-]SPLIT-images-idx3-ubyte and the like, for one PREFIX that is not written down.
 std::vector<std::string> idx_prefixes(const fs::path& folder) {
@@ -194,7 +197,8 @@ std::vector<std::string> idx_prefixes(const fs::path& folder) {
     for (const char* suffix : {"train-images-idx3-ubyte", "train-images.idx3-ubyte", "train-images-idx3-ubyte.gz",
                                "train-images.idx3-ubyte.gz"}) {
       const std::size_t n = std::string(suffix).size();
-      if (name.size() >= n && name.compare(name.size() - n, n, suffix) == 0) prefixes.push_back(name.substr(0, name.size() - n));
+      if (name.size() >= n && name.compare(name.size() - n, n, suffix) == 0)
+        prefixes.push_back(name.substr(0, name.size() - n));
     }
   }
   std::sort(prefixes.begin(), prefixes.end());
@@ -209,11 +213,13 @@ Dataset load_idx(const DataOptions& options) {
                 fmt::format("Name their folder; {}.", kElsewhere));
   for (const fs::path& root : roots(options)) {
     const std::vector<std::string> prefixes = idx_prefixes(root);
-    ESPALIER_CHECK(prefixes.size() <= 1, ErrorKind::data,
-                   "{}: IDX files of more than one set (\"{}\", \"{}\", …); put the wanted four into a folder of their own",
-                   root.string(), prefixes[0] + "train-images", prefixes[1] + "train-images");
+    ESPALIER_CHECK(
+        prefixes.size() <= 1, ErrorKind::data,
+        "{}: IDX files of more than one set (\"{}\", \"{}\", …); put the wanted four into a folder of their own",
+        root.string(), prefixes[0] + "train-images", prefixes[1] + "train-images");
     const std::string prefix = prefixes.empty() ? "" : prefixes[0];
-    Wanted test_images = idx_file(prefix + "t10k-images", "idx3-ubyte"), test_labels = idx_file(prefix + "t10k-labels", "idx1-ubyte");
+    Wanted test_images = idx_file(prefix + "t10k-images", "idx3-ubyte"),
+           test_labels = idx_file(prefix + "t10k-labels", "idx1-ubyte");
     for (const char* dot : {"-", "."}) {
       test_images.others.push_back(prefix + "test-images" + dot + "idx3-ubyte");
       test_labels.others.push_back(prefix + "test-labels" + dot + "idx1-ubyte");
@@ -237,7 +243,8 @@ Dataset load_idx(const DataOptions& options) {
   search.failed();
 }
 
-// --- CIFAR ------------------------------------------------------------------------------------------------------------
+// --- CIFAR
+// ------------------------------------------------------------------------------------------------------------
 
 Dataset load_cifar(const DataOptions& options) {
   const bool ten = options.name == "cifar10";
@@ -252,12 +259,13 @@ Dataset load_cifar(const DataOptions& options) {
   } else {
     wanted = {{"train.bin", {}}, {"test.bin", {}}};
   }
-  Search search(options,
-                ten ? "data_batch_1.bin to data_batch_5.bin and test_batch.bin (plain or .gz), or an image folder "
-                      "train/airplane/*.png|jpg … test/truck/*.png|jpg,"
-                    : "train.bin and test.bin (plain or .gz)",
-                fmt::format("Get the binary version from https://www.cs.toronto.edu/~kriz/{}.tar.gz and unpack it in {}; {}.",
-                            ten ? "cifar-10-binary" : "cifar-100-binary", roots(options).front().string(), kElsewhere));
+  Search search(
+      options,
+      ten ? "data_batch_1.bin to data_batch_5.bin and test_batch.bin (plain or .gz), or an image folder "
+            "train/airplane/*.png|jpg … test/truck/*.png|jpg,"
+          : "train.bin and test.bin (plain or .gz)",
+      fmt::format("Get the binary version from https://www.cs.toronto.edu/~kriz/{}.tar.gz and unpack it in {}; {}.",
+                  ten ? "cifar-10-binary" : "cifar-100-binary", roots(options).front().string(), kElsewhere));
   for (const fs::path& root : roots(options)) {
     for (const std::string& folder : binary) {
       const fs::path place = below(root, folder);
@@ -284,9 +292,10 @@ Dataset load_cifar(const DataOptions& options) {
         }
         Dataset set = read_image_folder(place);
         set.name = options.name;
-        ESPALIER_CHECK(set.train.pixels.size(1) == 3 && set.train.pixels.size(2) == 32 && set.train.pixels.size(3) == 32,
-                       ErrorKind::data, "{}: images {}x{} of {} channels, expected 32x32 RGB", place.string(),
-                       set.train.pixels.size(3), set.train.pixels.size(2), set.train.pixels.size(1));
+        ESPALIER_CHECK(
+            set.train.pixels.size(1) == 3 && set.train.pixels.size(2) == 32 && set.train.pixels.size(3) == 32,
+            ErrorKind::data, "{}: images {}x{} of {} channels, expected 32x32 RGB", place.string(),
+            set.train.pixels.size(3), set.train.pixels.size(2), set.train.pixels.size(1));
         return set;
       }
     }
@@ -297,7 +306,8 @@ Dataset load_cifar(const DataOptions& options) {
   search.failed();
 }
 
-// --- the rest ---------------------------------------------------------------------------------------------------------
+// --- the rest
+// ---------------------------------------------------------------------------------------------------------
 
 Dataset load_image_folder(const DataOptions& options) {
   Search search(options, "train/<class>/*.png|jpg|jpeg and test/ or val/ beside it,",
@@ -389,12 +399,13 @@ Dataset load_dataset(const DataOptions& options, std::uint64_t seed) {
 
 Split split_train(std::int64_t n, double validation, std::uint64_t seed, std::int64_t train_limit) {
   ESPALIER_CHECK(n >= 1, ErrorKind::usage, "validation: {} training images to split", n);
-  ESPALIER_CHECK(std::isfinite(validation) && validation >= 0 && (validation < 1 || validation == std::floor(validation)),
-                 ErrorKind::usage, "validation = {}: expected a share in [0, 1) or a whole number of images", validation);
+  ESPALIER_CHECK(
+      std::isfinite(validation) && validation >= 0 && (validation < 1 || validation == std::floor(validation)),
+      ErrorKind::usage, "validation = {}: expected a share in [0, 1) or a whole number of images", validation);
   const double wanted = validation < 1 ? std::round(validation * static_cast<double>(n)) : validation;
   ESPALIER_CHECK(validation == 0 || wanted >= 1, ErrorKind::usage,
-                 "validation = {}: of {} training images that holds none out; take a larger share or a count", validation,
-                 n);
+                 "validation = {}: of {} training images that holds none out; take a larger share or a count",
+                 validation, n);
   ESPALIER_CHECK(wanted < static_cast<double>(n), ErrorKind::usage,
                  "validation = {}: of {} training images that leaves none to train on", validation, n);
 
@@ -421,7 +432,8 @@ Split split_train(std::int64_t n, double validation, std::uint64_t seed, std::in
   return split;
 }
 
-Normalisation normalisation(const Images& images, const std::vector<std::int64_t>& indices, const DataOptions& options) {
+Normalisation normalisation(const Images& images, const std::vector<std::int64_t>& indices,
+                            const DataOptions& options) {
   const std::int64_t channels = images.pixels.size(1), plane = images.pixels.size(2) * images.pixels.size(3);
   const auto c_size = static_cast<std::size_t>(channels);
   if (options.normalise == "unit") return {std::vector<float>(c_size, 0.0f), std::vector<float>(c_size, 1.0f)};

@@ -1,7 +1,7 @@
-// A specimen is drawn from its skeleton: deform the points (elastic, then affine), measure every pixel's distance to the
-// strokes, turn distance into ink, add noise. Deforming points instead of pixels keeps strokes evenly wide, costs little,
-// and needs no resampling.
-// Compiled without contraction to fused multiply-adds (see CMakeLists.txt), which would change bits between machines.
+// A specimen is drawn from its skeleton: deform the points (elastic, then affine), measure every pixel's distance to
+// the strokes, turn distance into ink, add noise. Deforming points instead of pixels keeps strokes evenly wide, costs
+// little, and needs no resampling. Compiled without contraction to fused multiply-adds (see CMakeLists.txt), which
+// would change bits between machines.
 #include "data/glyph_drawing.h"
 
 #include <algorithm>
@@ -57,16 +57,38 @@ const std::array<std::vector<Line>, 10>& skeletons() {
   static const std::array<std::vector<Line>, 10> all = {{
       {curve({{-0.45f, -1}, {-0.45f, -0.3f}, {-0.42f, 0.4f}, {-0.1f, 0.9f}, {0.4f, 0.85f}, {0.62f, 0.35f}})},
       {corners({{-0.65f, -1}, {0, -0.1f}, {0.65f, -1}}), corners({{0, -0.1f}, {0, 1}})},
-      {curve({{0, 0.15f}, {-0.42f, -0.05f}, {-0.58f, -0.45f}, {-0.4f, -0.85f}, {0, -1}, {0.4f, -0.85f},
-              {0.58f, -0.45f}, {0.42f, -0.05f}, {0, 0.15f}}),
+      {curve({{0, 0.15f},
+              {-0.42f, -0.05f},
+              {-0.58f, -0.45f},
+              {-0.4f, -0.85f},
+              {0, -1},
+              {0.4f, -0.85f},
+              {0.58f, -0.45f},
+              {0.42f, -0.05f},
+              {0, 0.15f}}),
        corners({{0, 0.15f}, {0, 1}})},
-      {curve({{0.6f, -0.7f}, {0.15f, -1}, {-0.4f, -0.8f}, {-0.4f, -0.3f}, {0.05f, 0}, {0.45f, 0.35f}, {0.4f, 0.8f},
-              {-0.15f, 1}, {-0.6f, 0.7f}})},
+      {curve({{0.6f, -0.7f},
+              {0.15f, -1},
+              {-0.4f, -0.8f},
+              {-0.4f, -0.3f},
+              {0.05f, 0},
+              {0.45f, 0.35f},
+              {0.4f, 0.8f},
+              {-0.15f, 1},
+              {-0.6f, 0.7f}})},
       {corners({{-0.6f, -1}, {-0.6f, 1}}), corners({{0.6f, -1}, {0.6f, 1}}), corners({{-0.6f, 0}, {0.6f, 0}})},
       {corners({{0.45f, -1}, {-0.5f, 0.1f}, {0.5f, -0.1f}, {-0.45f, 1}})},
       {curve({{-0.7f, 1}, {-0.68f, 0}, {-0.5f, -0.7f}, {0, -1}, {0.5f, -0.7f}, {0.68f, 0}, {0.7f, 1}})},
-      {curve({{0.05f, 0.1f}, {-0.2f, -0.1f}, {0.05f, -0.4f}, {0.45f, -0.2f}, {0.45f, 0.35f}, {0, 0.65f}, {-0.6f, 0.4f},
-              {-0.75f, -0.25f}, {-0.4f, -0.85f}, {0.3f, -1}})},
+      {curve({{0.05f, 0.1f},
+              {-0.2f, -0.1f},
+              {0.05f, -0.4f},
+              {0.45f, -0.2f},
+              {0.45f, 0.35f},
+              {0, 0.65f},
+              {-0.6f, 0.4f},
+              {-0.75f, -0.25f},
+              {-0.4f, -0.85f},
+              {0.3f, -1}})},
       {corners({{0, -1}, {0, 0.95f}}), corners({{-0.5f, -0.5f}, {0.5f, -0.5f}}),
        curve({{-0.8f, 0.3f}, {-0.5f, 0.8f}, {0, 0.97f}, {0.5f, 0.8f}, {0.8f, 0.3f}})},
       {corners({{-0.62f, -0.2f}, {0, -0.95f}, {0.62f, -0.2f}}), corners({{0, -0.95f}, {0, 1}})},
@@ -161,8 +183,8 @@ void draw_glyph(int glyph, RandomStream stream, std::uint8_t* out) {
   constexpr int kArea = kGlyphPixels * kGlyphPixels;
   const auto in = [&](double low, double high) { return static_cast<float>(stream.uniform(low, high)); };
   const Affine affine = draw_affine(stream);
-  const float radius = in(0.5, 1.4);           // half the stroke's width, pixels
-  const float blur = in(0.45, 1.0);            // half the width of its soft edge
+  const float radius = in(0.5, 1.4);  // half the stroke's width, pixels
+  const float blur = in(0.45, 1.0);   // half the width of its soft edge
   const float ink = in(140, 255), noise = in(4, 26);
   const Warp warp(stream, in(0.2, 0.75));
 

@@ -23,7 +23,8 @@ Images draw_glyphs(std::int64_t n, GlyphSplit split, std::uint64_t seed) {
   std::uint8_t* pixels = images.pixels.data_ptr<std::uint8_t>();
   at::parallel_for(0, n, 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const RandomStream stream(seed, Purpose::glyphs, static_cast<std::uint64_t>(split), static_cast<std::uint64_t>(i));
+      const RandomStream stream(seed, Purpose::glyphs, static_cast<std::uint64_t>(split),
+                                static_cast<std::uint64_t>(i));
       draw_glyph(static_cast<int>(i % classes), stream, pixels + i * kGlyphSide * kGlyphSide);
     }
   });

@@ -13,9 +13,9 @@
 #include "espalier/core/error.h"
 #include "espalier/data/images.h"
 
-// libpng and libjpeg report errors by longjmp. The functions that may jump (png_open, png_pixels, jpeg_open, jpeg_pixels)
-// therefore own no object with a destructor: what they fill lives in their caller, and the libraries' own memory in a
-// struct whose destructor frees it.
+// libpng and libjpeg report errors by longjmp. The functions that may jump (png_open, png_pixels, jpeg_open,
+// jpeg_pixels) therefore own no object with a destructor: what they fill lives in their caller, and the libraries' own
+// memory in a struct whose destructor frees it.
 
 namespace espalier::data {
 namespace {
@@ -28,8 +28,8 @@ void check_shape(const std::string& name, const ImageShape& shape, const ImageSh
   ESPALIER_CHECK(shape.width >= 1 && shape.height >= 1 && shape.width <= kMaxImageSide && shape.height <= kMaxImageSide,
                  ErrorKind::data, "{}: {} pixels, expected sides of 1 to {}", name, shape_text(shape), kMaxImageSide);
   ESPALIER_CHECK(expected == nullptr || shape == *expected, ErrorKind::data,
-                 "{}: {}, expected {} like the first image; all images of a set have one size and one colour form", name,
-                 shape_text(shape), shape_text(*expected));
+                 "{}: {}, expected {} like the first image; all images of a set have one size and one colour form",
+                 name, shape_text(shape), shape_text(*expected));
 }
 
 // --- PNG ------------------------------------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ FileList list_split(const fs::path& split, const std::vector<std::string>& class
   ESPALIER_CHECK(!list.paths.empty(), ErrorKind::data, "{}: no images, expected <class>/*.png, *.jpg or *.jpeg",
                  split.string());
   if (passed_over > 0) {
-    log_warning(fmt::format("{}: {} files are not .png, .jpg or .jpeg and were passed over", split.string(),
-                            passed_over));
+    log_warning(
+        fmt::format("{}: {} files are not .png, .jpg or .jpeg and were passed over", split.string(), passed_over));
   }
   return list;
 }
@@ -85,7 +85,8 @@ void to_planes(const DecodedImage& image, std::uint8_t* out) {
   const std::int64_t plane = image.shape.height * image.shape.width;
   const std::int64_t channels = image.shape.channels;
   for (std::int64_t c = 0; c < channels; ++c) {
-    for (std::int64_t i = 0; i < plane; ++i) out[c * plane + i] = image.pixels[static_cast<std::size_t>(i * channels + c)];
+    for (std::int64_t i = 0; i < plane; ++i)
+      out[c * plane + i] = image.pixels[static_cast<std::size_t>(i * channels + c)];
   }
 }
 
@@ -161,9 +162,10 @@ Dataset read_image_folder(const fs::path& root) {
   for (const char* name : {"test", "val", "valid"}) {
     if (test.empty() && is_folder(root / name)) test = root / name;
   }
-  ESPALIER_CHECK(!set.classes.empty() && !test.empty(), ErrorKind::data,
-                 "{}: no {}, expected an image folder: train/<class>/*.png|jpg|jpeg and test/<class>/… (or val/<class>/…)",
-                 root.string(), set.classes.empty() ? "train/ with class folders in it" : "test/, val/ or valid/");
+  ESPALIER_CHECK(
+      !set.classes.empty() && !test.empty(), ErrorKind::data,
+      "{}: no {}, expected an image folder: train/<class>/*.png|jpg|jpeg and test/<class>/… (or val/<class>/…)",
+      root.string(), set.classes.empty() ? "train/ with class folders in it" : "test/, val/ or valid/");
   std::optional<ImageShape> shape;
   set.train = read_split(list_split(root / "train", set.classes), shape);
   set.test = read_split(list_split(test, set.classes), shape);

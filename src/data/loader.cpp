@@ -21,7 +21,9 @@ struct Cut {
 
 Cut draw_cut(const RandomStream& stream, std::int64_t sample, bool crop, bool flip) {
   const std::uint64_t r = stream.bits_at(static_cast<std::uint64_t>(sample));
-  const auto offset = [](std::uint64_t bits31) { return static_cast<std::int64_t>((bits31 * (2 * kPad + 1)) >> 31) - kPad; };
+  const auto offset = [](std::uint64_t bits31) {
+    return static_cast<std::int64_t>((bits31 * (2 * kPad + 1)) >> 31) - kPad;
+  };
   Cut cut;
   if (crop) {
     cut.dy = offset(r & 0x7fffffff);
@@ -40,8 +42,8 @@ void convert_mirrored(const std::uint8_t* in, float* out, std::int64_t n, float 
 }
 
 /// out(y, x) = in(y + dy, x + dx), black outside, then mirrored if asked for.
-void convert_cut(const std::uint8_t* in, float* out, std::int64_t height, std::int64_t width, const Cut& cut, float scale,
-                 float shift) {
+void convert_cut(const std::uint8_t* in, float* out, std::int64_t height, std::int64_t width, const Cut& cut,
+                 float scale, float shift) {
   // Columns [first, last) of the cut, before mirroring, come from the image.
   const std::int64_t first = std::clamp<std::int64_t>(-cut.dx, 0, width);
   const std::int64_t last = std::clamp<std::int64_t>(width - cut.dx, first, width);
@@ -63,9 +65,10 @@ void convert_cut(const std::uint8_t* in, float* out, std::int64_t height, std::i
 
 Loader::Loader(Images images, std::vector<std::int64_t> indices, Normalisation normalisation, LoaderOptions options)
     : images_(std::move(images)), options_(std::move(options)) {
-  ESPALIER_CHECK(images_.pixels.defined() && images_.pixels.dim() == 4 && images_.pixels.scalar_type() == torch::kUInt8 &&
-                     images_.labels.defined() && images_.labels.dim() == 1 &&
-                     images_.labels.scalar_type() == torch::kInt64 && images_.labels.size(0) == images_.pixels.size(0),
+  ESPALIER_CHECK(images_.pixels.defined() && images_.pixels.dim() == 4 &&
+                     images_.pixels.scalar_type() == torch::kUInt8 && images_.labels.defined() &&
+                     images_.labels.dim() == 1 && images_.labels.scalar_type() == torch::kInt64 &&
+                     images_.labels.size(0) == images_.pixels.size(0),
                  ErrorKind::usage, "loader: expected pixels uint8 [N, C, H, W] and labels int64 [N]");
   images_.pixels = images_.pixels.contiguous();
   images_.labels = images_.labels.contiguous();

@@ -157,7 +157,8 @@ TEST(Dataset, MnistSizedOtherwiseIsAnErrorIdxIsNot) {
   fs::rename(folder.path() / "test-labels-idx1-ubyte", folder.path() / "t10k-labels-idx1-ubyte");
   EXPECT_SAYS(data_error([&] { load_dataset(named("mnist", folder.path()), 1); }), "images of 4x3, expected 28x28");
   folder.write("t10k-labels-idx1-ubyte", idx_bytes(8, {1}, {6}));
-  EXPECT_SAYS(data_error([&] { load_dataset(named("idx", folder.path()), 1); }), "label 6 of sample 0, expected 0 to 5");
+  EXPECT_SAYS(data_error([&] { load_dataset(named("idx", folder.path()), 1); }),
+              "label 6 of sample 0, expected 0 to 5");
   folder.write("t10k-labels-idx1-ubyte", idx_bytes(8, {1}, {0}));
   folder.write("t10k-images-idx3-ubyte", idx_bytes(8, {1, 4, 4}, Bytes(16, 1)));
   EXPECT_SAYS(data_error([&] { load_dataset(named("idx", folder.path()), 1); }), "images of 4x4");
@@ -177,7 +178,8 @@ TEST(Dataset, IdxFilesMayCarryAPrefix) {
 TEST(Dataset, Cifar100BinaryIsReadWhole) {
   const Folder folder;
   // All black, class 0: the size is what is checked. Holes in a file cost no disk.
-  for (const auto& [name, records] : std::vector<std::pair<std::string, std::uintmax_t>>{{"train", 50000}, {"test", 10000}}) {
+  for (const auto& [name, records] :
+       std::vector<std::pair<std::string, std::uintmax_t>>{{"train", 50000}, {"test", 10000}}) {
     fs::resize_file(folder.write("cifar-100-binary/" + name + ".bin", {}), records * 3074);
   }
   const Dataset set = load_dataset(named("cifar100", folder.path()), 1);
@@ -193,7 +195,8 @@ TEST(Dataset, Cifar10TakesAnImageFolderOfItsClasses) {
   std::uint8_t level = 0;
   for (const std::string& name : cifar_classes(CifarForm::cifar10)) {
     for (const char* split : {"train", "test"}) {
-      folder.write(fmt::format("cifar10/{}/{}/1.png", split, name), png_bytes(32, 32, PNG_FORMAT_RGB, Bytes(3072, ++level)));
+      folder.write(fmt::format("cifar10/{}/{}/1.png", split, name),
+                   png_bytes(32, 32, PNG_FORMAT_RGB, Bytes(3072, ++level)));
     }
   }
   const Dataset set = load_dataset(named("cifar10", folder.path()), 1);
@@ -222,7 +225,8 @@ TEST(Dataset, OptionsAreChecked) {
 }
 
 TEST(Split, DisjointAscendingCompleteAndSeeded) {
-  for (const auto& [validation, count] : std::vector<std::pair<double, std::size_t>>{{0, 0}, {0.1, 100}, {0.0005, 1}, {250, 250}, {1, 1}, {999, 999}}) {
+  for (const auto& [validation, count] :
+       std::vector<std::pair<double, std::size_t>>{{0, 0}, {0.1, 100}, {0.0005, 1}, {250, 250}, {1, 1}, {999, 999}}) {
     const Split split = split_train(1000, validation, 7);
     EXPECT_EQ(split.validation.size(), count);
     std::vector<std::int64_t> all = split.train;
@@ -258,8 +262,9 @@ TEST(Split, RefusesWhatLeavesNothing) {
 
 TEST(Normalise, StandardIsTheMeanAndDeviationOfTheTrainingPart) {
   torch::manual_seed(3);
-  Images images{torch::randint(0, 200, {40, 3, 5, 4}, torch::kInt64).to(torch::kUInt8), torch::zeros({40}, torch::kInt64)};
-  images.pixels.select(1, 2).fill_(51);  // a constant channel
+  Images images{torch::randint(0, 200, {40, 3, 5, 4}, torch::kInt64).to(torch::kUInt8),
+                torch::zeros({40}, torch::kInt64)};
+  images.pixels.select(1, 2).fill_(51);       // a constant channel
   images.pixels.slice(0, 30, 40).fill_(255);  // held out: must not count
   std::vector<std::int64_t> indices;
   for (std::int64_t i = 0; i < 30; ++i) indices.push_back(i);
@@ -295,7 +300,8 @@ TEST(RealData, MnistIsTheCanonicalOne) {
   EXPECT_NEAR(n.mean[0], 0.1307, 5e-5);
   EXPECT_NEAR(n.std[0], 0.3081, 5e-5);
   // These files under another name are refused.
-  EXPECT_SAYS(data_error([&] { load_dataset(named("fashion-mnist", fs::path(root) / "mnist"), 1); }), "digits of MNIST");
+  EXPECT_SAYS(data_error([&] { load_dataset(named("fashion-mnist", fs::path(root) / "mnist"), 1); }),
+              "digits of MNIST");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-/// Small files for the tests: a folder that goes away, IDX bytes, gzip, PNG and JPEG written by the libraries themselves.
+/// Small files for the tests: a folder that goes away, IDX bytes, gzip, PNG and JPEG written by the libraries
+/// themselves.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -44,8 +45,8 @@ class Folder {
   fs::path write(const std::string& name, const Bytes& bytes) const {
     const fs::path file = path_ / name;
     fs::create_directories(file.parent_path());
-    std::ofstream(file, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()),
-                                                static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(file, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
     return file;
   }
 
@@ -121,7 +122,8 @@ inline Bytes jpeg_bytes(int width, int height, int channels, const Bytes& pixels
   jpeg_set_quality(&info, quality, TRUE);
   jpeg_start_compress(&info, TRUE);
   while (info.next_scanline < info.image_height) {
-    auto* row = const_cast<std::uint8_t*>(pixels.data() + info.next_scanline * info.image_width * static_cast<unsigned>(channels));
+    auto* row = const_cast<std::uint8_t*>(pixels.data() +
+                                          info.next_scanline * info.image_width * static_cast<unsigned>(channels));
     jpeg_write_scanlines(&info, &row, 1);
   }
   jpeg_finish_compress(&info);

@@ -88,9 +88,9 @@ TEST(Glyphs, HardForALinearClassifierLearnableForAnMlp) {
   const double linear = accuracy(torch::nn::Sequential(Linear(784, 10)), train_loader, test_loader, 6, 2e-3);
   EXPECT_LT(linear, 0.90);
   EXPECT_GT(linear, 0.60);  // or it was not trained
-  const double mlp = accuracy(
-      torch::nn::Sequential(Linear(784, 300), ReLU(), Linear(300, 100), ReLU(), Linear(100, 10)), train_loader,
-      test_loader, 6, 1e-3);
+  const double mlp =
+      accuracy(torch::nn::Sequential(Linear(784, 300), ReLU(), Linear(300, 100), ReLU(), Linear(100, 10)), train_loader,
+               test_loader, 6, 1e-3);
   EXPECT_GT(mlp, 0.97);
   EXPECT_LT(mlp, 0.999);  // room is left to tell methods apart
   RecordProperty("linear", std::to_string(linear));

@@ -15,8 +15,8 @@ const Bytes kLabels = idx_bytes(8, {2}, {7, 3});
 TEST(Idx, ReadsImagesAndLabelsPlainOrGzipped) {
   const Folder folder;
   // The name does not decide: a plain file called .gz and a gzipped one without are read as what they are.
-  const auto images = {folder.write("a", kImages), folder.write("b.gz", gzipped(kImages)), folder.write("c.gz", kImages),
-                       folder.write("d", gzipped(kImages))};
+  const auto images = {folder.write("a", kImages), folder.write("b.gz", gzipped(kImages)),
+                       folder.write("c.gz", kImages), folder.write("d", gzipped(kImages))};
   const auto labels = folder.write("labels.gz", gzipped(kLabels));
   for (const auto& file : images) {
     const IdxPair pair = read_idx_pair(file, labels, 10);

@@ -1,5 +1,6 @@
 #include "espalier/data/image_folder.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
@@ -23,10 +24,13 @@ Bytes png_of(int width, int height, int depth, int colour, int interlace, std::v
   Bytes out;
   png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, nullptr);
   png_infop info = png_create_info_struct(png);
-  png_set_write_fn(png, &out, [](png_structp p, png_bytep data, std::size_t n) {
-    auto* bytes = static_cast<Bytes*>(png_get_io_ptr(p));
-    bytes->insert(bytes->end(), data, data + n);
-  }, nullptr);
+  png_set_write_fn(
+      png, &out,
+      [](png_structp p, png_bytep data, std::size_t n) {
+        auto* bytes = static_cast<Bytes*>(png_get_io_ptr(p));
+        bytes->insert(bytes->end(), data, data + n);
+      },
+      nullptr);
   png_set_IHDR(png, info, static_cast<unsigned>(width), static_cast<unsigned>(height), depth, colour, interlace,
                PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
   const png_color palette[2] = {{1, 2, 3}, {200, 100, 50}};
@@ -69,9 +73,14 @@ TEST(ImageFile, DecodesJpegClosely) {
 }
 
 TEST(ImageFile, RefusesWhatWouldLoseInformation) {
-  EXPECT_SAYS(data_error([] { decode_image(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, 0, {{1, 2}}), "x.png"); }),
+  EXPECT_SAYS(data_error([] {
+                decode_image(png_of(1, 1, 16, PNG_COLOR_TYPE_GRAY, 0, {{1, 2}}), "x.png");
+              }),
               "x.png: PNG of 16 bits a channel, expected 8");
-  EXPECT_SAYS(data_error([] { decode_image(png_bytes(1, 1, PNG_FORMAT_RGBA, {1, 2, 3, 4}), "x.png"); }), "transparency");
+  EXPECT_SAYS(data_error([] {
+                decode_image(png_bytes(1, 1, PNG_FORMAT_RGBA, {1, 2, 3, 4}), "x.png");
+              }),
+              "transparency");
   EXPECT_SAYS(data_error([] { decode_image(jpeg_bytes(8, 8, 4, Bytes(256, 9)), "x.jpg"); }), "JPEG of 4 channels");
   EXPECT_SAYS(data_error([] { decode_image({'G', 'I', 'F', '8'}, "x.png"); }), "neither PNG nor JPEG");
   EXPECT_SAYS(data_error([] { decode_image({}, "x.png"); }), "the file is empty");
@@ -110,7 +119,9 @@ TEST(ImageFile, EveryTruncationIsAnError) {
 
 TEST(ImageFolder, ClassesAndFilesInOrder) {
   const Folder folder;
-  const auto grey = [](std::uint8_t v) { return png_bytes(2, 1, PNG_FORMAT_GRAY, {v, static_cast<std::uint8_t>(v + 1)}); };
+  const auto grey = [](std::uint8_t v) {
+    return png_bytes(2, 1, PNG_FORMAT_GRAY, {v, static_cast<std::uint8_t>(v + 1)});
+  };
   folder.write("train/zebra/a.png", grey(1));
   folder.write("train/ant/10.png", grey(3));
   folder.write("train/ant/02.PNG", grey(5));
@@ -134,11 +145,13 @@ TEST(ImageFolder, ColoursBecomePlanes) {
   const Bytes file = png_bytes(2, 1, PNG_FORMAT_RGB, {1, 2, 3, 4, 5, 6});
   folder.write("train/a/x.png", file);
   folder.write("test/a/x.png", file);
-  EXPECT_TRUE(read_image_folder(folder.path()).train.pixels.equal(
-      torch::tensor({1, 4, 2, 5, 3, 6}, torch::kUInt8).reshape({1, 3, 1, 2})));
+  EXPECT_TRUE(read_image_folder(folder.path())
+                  .train.pixels.equal(torch::tensor({1, 4, 2, 5, 3, 6}, torch::kUInt8).reshape({1, 3, 1, 2})));
 }
 
 TEST(ImageFolder, ErrorsNameTheFirstFileAtFault) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(4);  // so that the second bad file may well be met first
   for (const auto& [bad, expected] : std::vector<std::pair<Bytes, std::string>>{
            {png_bytes(2, 2, PNG_FORMAT_GRAY, {1, 2, 3, 4}), "2x2 grey, expected 3x2 grey"},
            {png_bytes(3, 2, PNG_FORMAT_RGB, ramp(18, 0)), "3x2 RGB, expected 3x2 grey"},
@@ -150,6 +163,7 @@ TEST(ImageFolder, ErrorsNameTheFirstFileAtFault) {
     EXPECT_SAYS(message, (folder.path() / "train/a/142.png").string());
     EXPECT_SAYS(message, expected);
   }
+  at::set_num_threads(threads);
 }
 
 TEST(ImageFolder, MissingPartsAreNamed) {

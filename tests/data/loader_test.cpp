@@ -65,7 +65,8 @@ TEST(Loader, NormalisesPerChannel) {
   const Images images = numbered(9, 3, 4, 5);
   const Normalisation n = {{0.5f, 0.25f, 0.1f}, {0.5f, 2, 0.125f}};
   const Batch batch = Loader(images, range(9), n, with(9, false)).batch(0, 0);
-  const auto mean = torch::tensor({0.5, 0.25, 0.1}).reshape({1, 3, 1, 1}), std = torch::tensor({0.5, 2.0, 0.125}).reshape({1, 3, 1, 1});
+  const auto mean = torch::tensor({0.5, 0.25, 0.1}).reshape({1, 3, 1, 1}),
+             std = torch::tensor({0.5, 2.0, 0.125}).reshape({1, 3, 1, 1});
   const auto expected = (images.pixels.to(torch::kFloat64) / 255 - mean) / std;
   // Values are up to 8; scale and shift are rounded once each, the product and the sum too: 4 * 2^-24 * 8.
   EXPECT_LT((batch.images - expected).abs().max().item<double>(), 2e-6);
@@ -160,7 +161,8 @@ TEST(Loader, CropsAndFlipsAreTheOnesPromisedAndEachOccurs) {
       }
       ASSERT_EQ(matches, 1) << augment << " epoch " << epoch;
     }
-    // 40 expected of each, deviation 6.3: all of 162 within 5 deviations but for one seed in ten thousand; seeds are fixed.
+    // 40 expected of each, deviation 6.3: all of 162 within 5 deviations but for one seed in ten thousand; seeds are
+    // fixed.
     for (const int count : seen) EXPECT_NEAR(count, 40, 32) << augment;
   }
 }
@@ -171,9 +173,8 @@ TEST(Loader, ImagesSmallerThanThePadAreCropped) {
   const auto candidates = possible(images.pixels[0].to(torch::kFloat32), true, true);
   for (int epoch = 0; epoch < 200; ++epoch) {
     const torch::Tensor image = loader.batch(epoch, 0).images[0];
-    EXPECT_TRUE(std::any_of(candidates.begin(), candidates.end(), [&](const torch::Tensor& c) {
-      return (image - c).abs().max().item<float>() < 1e-3f;
-    }));
+    EXPECT_TRUE(std::any_of(candidates.begin(), candidates.end(),
+                            [&](const torch::Tensor& c) { return (image - c).abs().max().item<float>() < 1e-3f; }));
   }
 }
 

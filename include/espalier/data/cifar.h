@@ -1,5 +1,5 @@
-/// CIFAR-10 and CIFAR-100 in their binary form: records of one (CIFAR-100: two, coarse then fine) label bytes and 3 x 32 x
-/// 32 pixels, channel by channel, without a header. Source: A. Krizhevsky, "The CIFAR-10 dataset", binary version.
+/// CIFAR-10 and CIFAR-100 in their binary form: records of one (CIFAR-100: two, coarse then fine) label bytes and 3 x
+/// 32 x 32 pixels, channel by channel, without a header. Source: A. Krizhevsky, "The CIFAR-10 dataset", binary version.
 #pragma once
 
 #include <cstdint>

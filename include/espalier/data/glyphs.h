@@ -13,8 +13,8 @@ enum class GlyphSplit : std::uint64_t { train = 0, test = 1 };  // part of the r
 
 constexpr std::int64_t kGlyphSide = 28;
 
-/// n images [n, 1, 28, 28]; image i is of class i mod 10 and a pure function of (seed, split, i), so a longer set begins
-/// with the shorter one and threads do not matter. Drawn in parallel.
+/// n images [n, 1, 28, 28]; image i is of class i mod 10 and a pure function of (seed, split, i), so a longer set
+/// begins with the shorter one and threads do not matter. Drawn in parallel.
 Images draw_glyphs(std::int64_t n, GlyphSplit split, std::uint64_t seed);
 
 const std::vector<std::string>& glyph_classes();

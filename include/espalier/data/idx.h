@@ -1,5 +1,6 @@
 /// IDX files, the form of MNIST: a magic number 00 00 TT DD (TT = type of the elements, DD = number of dimensions), DD
-/// sizes as big-endian uint32, then the elements in row-major order. Source: Y. LeCun, "The MNIST database", file formats.
+/// sizes as big-endian uint32, then the elements in row-major order. Source: Y. LeCun, "The MNIST database", file
+/// formats.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,8 @@
 namespace espalier::data {
 
 struct IdxArray {
-  torch::Tensor values;      ///< uint8, the shape of the file
-  std::uint32_t crc32 = 0;   ///< of the whole file, uncompressed
+  torch::Tensor values;     ///< uint8, the shape of the file
+  std::uint32_t crc32 = 0;  ///< of the whole file, uncompressed
 };
 
 /// Reads unsigned bytes of the given number of dimensions (1 = labels, 3 = images), plain or gzipped. Error(data) if

@@ -52,7 +52,7 @@ class Loader {
   LoaderOptions options_;
   bool crop_ = false, flip_ = false;
   Order indices_;
-  mutable std::mutex mutex_;          // guards the shuffled order of one epoch
+  mutable std::mutex mutex_;  // guards the shuffled order of one epoch
   mutable std::int64_t shuffled_epoch_ = -1;
   mutable Order shuffled_;
 };
