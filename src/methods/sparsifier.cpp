@@ -43,13 +43,16 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
     : method_(std::move(method)), decay_(options.weight_decay()) {
   std::unordered_set<const void*> taken;
   std::vector<std::string> names;
-  for (const auto& item : model.named_modules("", /*include_self=*/true)) {
-    if (!sparsifiable(*item.value())) continue;
-    at::Tensor w = item.value()->named_parameters(/*recurse=*/false)["weight"];
-    if (!taken.insert(w.unsafeGetTensorImpl()).second) continue;  // shared by two layers
-    names.push_back(item.key().empty() ? "weight" : item.key() + ".weight");
-    weights_.push_back(make_masked_weight(names.back(), w, psi, static_cast<std::int64_t>(weights_.size())));
-  }
+  const auto take = [&](const torch::nn::Module& module, const std::string& name) {
+    if (!sparsifiable(module)) return;
+    at::Tensor w = module.named_parameters(/*recurse=*/false)["weight"];
+    if (!taken.insert(w.unsafeGetTensorImpl()).second) return;  // shared by two layers
+    names.push_back(name);
+    weights_.push_back(make_masked_weight(name, w, psi, static_cast<std::int64_t>(weights_.size())));
+  };
+  take(model, "weight");
+  // Without the model itself: named_modules wants it in a shared_ptr then, and a model may well live on the stack.
+  for (const auto& item : model.named_modules("", /*include_self=*/false)) take(*item.value(), item.key() + ".weight");
   ESPALIER_CHECK(!weights_.empty(), ErrorKind::usage, "the model has no Linear or Conv2d layer: there is nothing to make sparse");
   for (const auto& item : model.named_parameters()) {
     if (taken.count(item.value().unsafeGetTensorImpl()) == 0) others_.emplace_back(item.key(), item.value());

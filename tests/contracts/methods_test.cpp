@@ -1,0 +1,91 @@
+// What holds for every registered method, with every reparametrisation.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <filesystem>
+
+#include "espalier/methods/allocate.h"
+#include "espalier/methods/registry.h"
+#include "espalier/methods/sparsifier.h"
+
+namespace espalier {
+namespace {
+
+struct ConvNet : torch::nn::Module {
+  ConvNet() {
+    torch::manual_seed(3);
+    conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 6, 3).padding(1)));
+    fc = register_module("fc", torch::nn::Linear(6 * 16, 5));
+  }
+  at::Tensor forward(const at::Tensor& x) { return fc->forward(torch::relu(conv->forward(x)).flatten(1)); }
+  torch::nn::Conv2d conv{nullptr};
+  torch::nn::Linear fc{nullptr};
+};
+
+struct Case {
+  std::string method, distribution;
+  double alpha;
+  Update update;
+};
+
+class EveryMethod : public ::testing::TestWithParam<Case> {};
+
+void train(ConvNet& net, Sparsifier& s, torch::optim::Optimizer& o, int steps) {
+  for (int i = 0; i < steps; ++i) {
+    torch::manual_seed(100 + s.clock().step);
+    const auto x = torch::randn({8, 2, 4, 4});
+    torch::cross_entropy_loss(net.forward(x), torch::arange(8) % 5).backward();
+    s.step(o);
+  }
+}
+
+std::unique_ptr<Sparsifier> make(ConvNet& net, const Case& c) {
+  return std::make_unique<Sparsifier>(net, make_method(c.method), Powerprop(c.alpha, c.update),
+                                      SparsifierOptions()
+                                          .sparsity(c.method == "dense" ? 0 : 0.8)
+                                          .distribution(c.distribution)
+                                          .total_steps(60)
+                                          .steps_per_epoch(20));
+}
+
+TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
+  const Case& c = GetParam();
+  ConvNet a, b;
+  auto sa = make(a, c), sb = make(b, c);
+  torch::optim::SGD oa(sa->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  torch::optim::SGD ob(sb->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  train(a, *sa, oa, 60);
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  train(b, *sb, ob, 60);
+  at::set_num_threads(threads);
+  EXPECT_EQ(sa->nnz(), kept_count(sa->positions(), c.method == "dense" ? 0 : 0.8));
+  for (std::size_t l = 0; l < 2; ++l) {
+    EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;
+    // what the layer computes with is zero exactly outside the mask
+    const at::Tensor w = l == 0 ? a.conv->weight : a.fc->weight;
+    EXPECT_LE(w.count_nonzero().item<std::int64_t>(), sa->weights()[l]->nnz());
+    EXPECT_TRUE(w.isfinite().all().item<bool>());
+  }
+}
+
+TEST_P(EveryMethod, HasAPageInTheDocumentation) {
+  EXPECT_TRUE(std::filesystem::exists(std::string(ESPALIER_SOURCE_DIR) + "/docs/methods/" + GetParam().method + ".md"));
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const auto& m : known_methods())
+    for (const char* distribution : {"uniform", "erk", "global"})
+      for (const auto& [alpha, update] : {std::pair{1.0, Update::gradient}, {1.5, Update::gradient}, {2.3, Update::target}})
+        all.push_back({m.name, distribution, alpha, update});
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Registry, EveryMethod, ::testing::ValuesIn(cases()), [](const auto& p) {
+  std::string name = p.param.method + "_" + p.param.distribution + "_" + std::to_string(p.index);
+  for (char& ch : name) ch = std::isalnum(static_cast<unsigned char>(ch)) != 0 ? ch : '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace espalier
