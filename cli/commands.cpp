@@ -12,6 +12,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_eval_command(app, context);
   add_prune_command(app, context);
   add_inspect_command(app, context);
+  add_data_command(app, context);
   add_config_command(app, context);
   add_list_command(app, context);
   add_doctor_command(app, context);

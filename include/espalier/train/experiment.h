@@ -22,6 +22,7 @@ class RunData {
 
   const data::Dataset& dataset() const { return dataset_; }
   nn::InputShape input_shape() const;
+  const data::Normalisation& normalisation() const { return normalisation_; }
   std::int64_t train_size() const { return static_cast<std::int64_t>(split_.train.size()); }
   bool has_validation() const { return !split_.validation.empty(); }
 

@@ -1,0 +1,210 @@
+#include "espalier/train/trainer.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "espalier/core/error.h"
+#include "espalier/train/checkpoint.h"
+#include "espalier/train/durable_file.h"
+#include "espalier/train/experiment.h"
+#include "espalier/train/metrics.h"
+#include "espalier/train/prune.h"
+#include "train/temporary_directory.h"
+
+namespace espalier::train {
+namespace {
+
+namespace fs = std::filesystem;
+using espalier::testing::TemporaryDirectory;
+
+// A small run on the built-in data: 300 training images, 60 to validate, 22 steps an epoch with a short last batch of 6.
+const char* const kSmall = R"(
+[data]
+name = "glyphs"
+train_size = 360
+test_size = 130
+validation = 60
+[model]
+name = "mlp"
+widths = [24]
+[train]
+epochs = 3
+batch_size = 14
+[optim]
+lr = 0.05
+momentum = 0.9
+weight_decay = 1e-4
+[reparam]
+name = "powerprop"
+alpha = 1.5
+[method]
+name = "gradual-magnitude"
+every = "7it"
+[sparsity]
+sparsity = 0.8
+[checkpoint]
+every = "5it"
+[log]
+every = "4it"
+)";
+
+RunConfig small(const std::string& more = "") { return parse_config(kSmall + more, "test"); }
+
+TrainResult run(const RunConfig& config, const fs::path& path, const TrainHooks& hooks = {}) {
+  RunDirectory directory = fs::exists(path / "config.toml") ? RunDirectory::open(path)
+                                                            : RunDirectory::create(path, {to_toml(config), "", "", Json::object()}, false);
+  return train(config, directory, hooks);
+}
+
+TEST(Trainer, LeavesTheRunDirectoryOfTheContract) {
+  const TemporaryDirectory tmp;
+  const auto result = run(small(), tmp.path() / "run");
+  EXPECT_EQ(result.outcome, Outcome::done);
+  const Json s = read_json(tmp.path() / "run" / "summary.json");
+  for (const char* key : {"schema", "status", "model", "method", "reparam", "alpha", "seed", "epochs", "steps", "test_accuracy",
+                          "val_accuracy", "test_loss", "sparsity", "nnz", "weights", "flops_forward", "train_seconds",
+                          "samples_per_second", "peak_rss_bytes", "storage", "threads", "isa"})
+    EXPECT_TRUE(s.contains(key)) << key;
+  EXPECT_EQ(s["status"], "done");
+  EXPECT_EQ(s["steps"], 66);                            // 3 epochs of ceil(300 / 14)
+  EXPECT_EQ(s["weights"], 784 * 24 + 24 * 10);
+  EXPECT_EQ(s["nnz"], 3811);                            // round(0.2 * 19056)
+  EXPECT_EQ(s["flops_forward"], 2 * 3811);
+  EXPECT_GT(s["test_accuracy"].get<double>(), 0.2);
+  // The accuracy is a share of 130: counted, not averaged over batches.
+  const double correct = s["test_accuracy"].get<double>() * 130;
+  EXPECT_NEAR(correct, std::round(correct), 1e-9);
+  int topology = 0, evals = 0, tests = 0;
+  for (const Json& e : read_metrics(tmp.path() / "run" / "metrics.jsonl")) {
+    if (e["event"] == "topology") {
+      ++topology;
+      std::int64_t sum = 0;
+      for (const Json& l : e["layers"]) sum += l["nnz"].get<std::int64_t>();
+      EXPECT_EQ(sum, e["nnz"]);
+    }
+    if (e["event"] == "eval") ++(e["split"] == "test" ? tests : evals);
+  }
+  EXPECT_GT(topology, 3);
+  EXPECT_EQ(evals, 3);
+  EXPECT_EQ(tests, 1) << "the test split is read once, at the end";
+}
+
+TEST(Trainer, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
+  const TemporaryDirectory tmp;
+  run(small(), tmp.path() / "whole");
+  const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
+  const auto whole = load_latest_checkpoint(tmp.path() / "whole");
+  for (const int stop_at : {1, 5, 21, 22, 43, 65}) {
+    const fs::path path = tmp.path() / ("stopped-" + std::to_string(stop_at));
+    std::atomic<bool> stop{false};
+    TrainHooks hooks;
+    hooks.stop = &stop;
+    hooks.progress = [&](const Progress& p) { stop = p.step == stop_at; };
+    ASSERT_EQ(run(small(), path, hooks).outcome, Outcome::stopped);
+    EXPECT_EQ(read_json(path / "summary.json")["status"], "stopped");
+    torch::manual_seed(999);  // whatever the process did in between
+    ASSERT_EQ(run(small(), path).outcome, Outcome::done);
+    EXPECT_EQ(read_file(path / "metrics.jsonl"), metrics) << stop_at;
+    const auto resumed = load_latest_checkpoint(path);
+    for (const auto part : {&Checkpoint::model, &Checkpoint::optimizer, &Checkpoint::sparsity}) {
+      const auto& a = (*whole).*part;
+      const auto& b = (*resumed).*part;
+      ASSERT_EQ(a.size(), b.size());
+      for (std::size_t i = 0; i < a.size(); ++i) {
+        EXPECT_EQ(a[i].first, b[i].first);
+        EXPECT_TRUE(torch::equal(a[i].second, b[i].second)) << a[i].first << " after a stop at " << stop_at;
+      }
+    }
+  }
+}
+
+TEST(Trainer, ALossThatIsNotFiniteEndsTheRunWithStepAndLayer) {
+  const TemporaryDirectory tmp;
+  RunConfig config = small();
+  config.optim.lr = 1e30;
+  try {
+    run(config, tmp.path() / "run");
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.kind(), ErrorKind::diverged);
+    const std::string text = e.what();
+    EXPECT_NE(text.find("step "), std::string::npos) << text;
+    EXPECT_NE(text.find("fc1"), std::string::npos) << text;
+  }
+  EXPECT_EQ(read_json(tmp.path() / "run" / "summary.json")["status"], "diverged");
+  EXPECT_EQ(read_metrics(tmp.path() / "run" / "metrics.jsonl").back()["status"], "diverged");
+}
+
+// Reference values by hand.
+TEST(Schedule, FactorsOverARun) {
+  const Clock clock{0, 1000, 100};
+  ScheduleOptions s;
+  EXPECT_EQ(schedule_factor(s, 500, clock), 1);
+  s.warmup = Duration::steps(10);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 0, clock), 0.1);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 9, clock), 1);
+  s.warmup = {};
+  s.name = "step";
+  s.every = Duration::epochs(3);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 299, clock), 1);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 300, clock), 0.1);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 999, clock), 1e-3);
+  s.name = "multi-step";
+  s.milestones = {"50%", "7.5ep"};
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 499, clock), 1);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 500, clock), 0.1);
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 750, clock), 0.01);
+  s.name = "cosine";
+  s.final_factor = 0.2;
+  EXPECT_DOUBLE_EQ(schedule_factor(s, 0, clock), 1);
+  EXPECT_NEAR(schedule_factor(s, 500, clock), 0.6, 1e-12);
+  EXPECT_NEAR(schedule_factor(s, 1000, clock), 0.2, 1e-12);
+}
+
+TEST(Prune, GeometricSpaceIsTheNotebooksList) {
+  const auto keep = geometric_space(0.01, 1, 20);
+  ASSERT_EQ(keep.size(), 20u);
+  const double want[] = {.01,    .01274, .01624, .02069, .02637, .0336,  .04281, .05456, .06952, .08859,
+                         .11288, .14384, .1833,  .23357, .29764, .37927, .48329, .61585, .78476, 1};
+  for (std::size_t i = 0; i < 20; ++i) EXPECT_NEAR(keep[i], want[i], 5e-6);
+}
+
+TEST(Prune, NotebookProtocolKeepsTheKnownCountsOfLeNet300) {
+  const TemporaryDirectory tmp;
+  const RunConfig config = parse_config(
+      "[data]\ntrain_size = 100\ntest_size = 50\n[model]\nname = \"lenet-300-100\"\n[train]\nsteps = 2\nbatch_size = 20\nepochs = 0\n", "test");
+  run(config, tmp.path() / "run");
+  PruneOptions options;
+  options.distribution = "notebook";
+  options.keep = geometric_space(0.01, 1, 20);
+  const auto points = prune_curve(load_run(tmp.path() / "run"), options);
+  using Counts = std::vector<std::int64_t>;
+  EXPECT_EQ(points[0].layer_nnz, (Counts{2352, 300, 20}));
+  EXPECT_EQ(points[5].layer_nnz, (Counts{7902, 1007, 67}));
+  EXPECT_EQ(points[17].layer_nnz, (Counts{144847, 18475, 1000}));
+  EXPECT_EQ(points[19].layer_nnz, (Counts{235200, 30000, 1000}));
+  EXPECT_EQ(points[19].evaluation.correct, evaluate(*restore_model(load_run(tmp.path() / "run"), {1, 28, 28}, 10, {0, 2, 5}).network,
+                                                    RunData(config).test_batches()).correct);
+}
+
+TEST(Prune, RetrainingHelpsAndKeepsTheMask) {
+  const TemporaryDirectory tmp;
+  run(small("[run]\nseed = 3\n"), tmp.path() / "run");
+  PruneOptions options;
+  options.keep = {0.02};
+  options.distribution = "global";
+  options.retrain = Duration::epochs(3);
+  options.retrain_lr = 0.05;
+  const auto points = prune_curve(load_run(tmp.path() / "run"), options, [](const PrunePoint& p, const SparseModel& m) {
+    EXPECT_EQ(p.nnz, 381);  // round(0.02 * 19056)
+    EXPECT_EQ(m.sparsifier->nnz(), 381);
+    for (const auto& w : m.sparsifier->weights()) EXPECT_LE(w->weights().numel(), w->nnz());
+  });
+  EXPECT_GT(points[0].evaluation.correct, points[0].before_retraining.correct);
+}
+
+}  // namespace
+}  // namespace espalier::train
