@@ -121,12 +121,12 @@ int run(int argc, char** argv, Console& console, bool& debug) {
   } catch (const CLI::CallForHelp&) {
     console.print(app.help());
     return 0;
-  } catch (const CLI::ExtrasError&) {
-    const auto commands = app.get_subcommands();
-    fail(ErrorKind::usage, "{}", unexpected(app, commands.empty() ? app : *commands.front()));
   } catch (const CLI::ParseError& error) {
     const auto commands = app.get_subcommands();
-    const std::string name = commands.empty() ? "espalier" : "espalier " + commands.front()->get_name();
+    const CLI::App& command = commands.empty() ? app : *commands.front();
+    // A word that nobody knows explains more than what CLI11 may have met first.
+    if (app.remaining_size(true) > 0) throw Error(ErrorKind::usage, unexpected(app, command));
+    const std::string name = commands.empty() ? "espalier" : "espalier " + command.get_name();
     fail(ErrorKind::usage, "{}: {} ({} --help)", name, error.what(), name);
   }
 

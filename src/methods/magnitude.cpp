@@ -39,6 +39,15 @@ void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsi
   for (std::size_t l = 0; l < weights.size(); ++l) prune_by_magnitude(*weights[l], budgets[l]);
 }
 
+namespace {
+/// A pruning that never comes would leave the run denser than it says.
+void check_within(const Clock& clock, const char* key, const Duration& when) {
+  ESPALIER_CHECK(clock.total_steps == 0 || when.in_steps(clock) <= clock.total_steps, ErrorKind::usage,
+                 "[method].{} = \"{}\" (step {}) comes after the end of the run (step {}): the sparsity would not be reached",
+                 key, when.text(), when.in_steps(clock), clock.total_steps);
+}
+}  // namespace
+
 void MagnitudePruning::check(const MethodContext& context) const {
   ESPALIER_CHECK(context.sparsity.sparsity > 0, ErrorKind::usage,
                  "magnitude pruning needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
@@ -59,6 +68,11 @@ void MagnitudePruning::after_step(const MethodContext& context) {
 
 void OneShotMagnitude::describe(Describe& d) { d("at", at_, "when to prune; what follows is retraining"); }
 
+void OneShotMagnitude::check(const MethodContext& context) const {
+  MagnitudePruning::check(context);
+  check_within(context.clock, "at", at_);
+}
+
 std::optional<double> OneShotMagnitude::due(const Clock& clock, double sparsity) const {
   if (clock.step != std::max<std::int64_t>(1, at_.in_steps(clock))) return std::nullopt;
   return sparsity;
@@ -77,6 +91,7 @@ void GradualMagnitude::check(const MethodContext& context) const {
   const auto start = start_.in_steps(context.clock), end = end_.in_steps(context.clock);
   ESPALIER_CHECK(start < end, ErrorKind::usage, "[method].start ({}, step {}) must come before [method].end ({}, step {})",
                  start_.text(), start, end_.text(), end);
+  check_within(context.clock, "end", end_);
   ESPALIER_CHECK(every_.in_steps(context.clock) >= 1, ErrorKind::usage, "[method].every = \"{}\" is less than one step",
                  every_.text());
   ESPALIER_CHECK(initial_sparsity_ <= context.sparsity.sparsity, ErrorKind::usage,
@@ -104,6 +119,7 @@ void IterativeMagnitude::describe(Describe& d) {
 void IterativeMagnitude::check(const MethodContext& context) const {
   MagnitudePruning::check(context);
   const auto start = start_.in_steps(context.clock), end = end_.in_steps(context.clock);
+  check_within(context.clock, "end", end_);
   ESPALIER_CHECK(rounds_ == 1 || end - start >= rounds_ - 1, ErrorKind::usage,
                  "[method].rounds = {} prunings do not fit between start (\"{}\", step {}) and end (\"{}\", step {})", rounds_,
                  start_.text(), start, end_.text(), end);

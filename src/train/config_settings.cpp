@@ -14,6 +14,9 @@
 namespace espalier::train {
 namespace {
 
+constexpr std::size_t kMaxSyntaxErrors = 20;  // each costs another reading of the file
+constexpr std::size_t kMaxDepth = 64;         // of lists in JSON; toml++ has a limit of its own
+
 std::string trimmed(const std::string& s) {
   const auto first = s.find_first_not_of(" \t\r\n");
   return first == std::string::npos ? "" : s.substr(first, s.find_last_not_of(" \t\r\n") - first + 1);
@@ -139,8 +142,11 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool start_array(std::size_t) override {
-    if (ignored_ == 0) lists_.emplace_back();
-    return true;
+    if (ignored_ > 0) return true;
+    lists_.emplace_back();
+    if (lists_.size() <= kMaxDepth) return true;
+    out_.problems.push_back({value_at_, "not valid here: lists in lists in lists"});
+    return false;
   }
   bool end_array() override {
     if (ignored_ > 0) return true;
@@ -188,16 +194,21 @@ class JsonReader : public nlohmann::json_sax<nlohmann::json> {
     while (backslashes < quote && text_[quote - 1 - backslashes] == '\\') ++backslashes;
     return backslashes % 2 == 1;
   }
-  Place place(std::size_t offset) const {
-    const std::string before = text_.substr(0, offset);
-    const auto newline = before.rfind('\n');
-    return {source_, static_cast<int>(std::count(before.begin(), before.end(), '\n')) + 1,
-            static_cast<int>(before.size() - (newline == std::string::npos ? 0 : newline + 1)) + 1};
+  // Offsets come nearly in order, so the lines are counted once.
+  Place place(std::size_t offset) {
+    offset = std::min(offset, text_.size());
+    if (offset < counted_) counted_ = line_start_ = 0, line_ = 1;
+    for (; counted_ < offset; ++counted_) {
+      if (text_[counted_] == '\n') ++line_, line_start_ = counted_ + 1;
+    }
+    return {source_, line_, static_cast<int>(offset - line_start_) + 1};
   }
 
   const std::string& text_;
   const std::string source_;
   const char* read_to_;
+  std::size_t counted_ = 0, line_start_ = 0;
+  int line_ = 1;
   Settings out_;
   int depth_ = 0;    // objects open: 1 = the root, 2 = in a table
   int ignored_ = 0;  // objects open inside a value, which no option can hold
@@ -375,7 +386,8 @@ Settings read_toml_settings(const std::string& text, const std::string& source) 
         place.column = static_cast<int>(std::min(line.find_first_not_of(" \t"), line.size())) + 1;  // the key
       out.problems.push_back({place, is_duplicate ? "given twice: " + trimmed(line.substr(0, line.find('=')))
                                                   : syntax_message(std::string(error.description()), line)});
-      if (!is_statement(line)) return out;  // what follows might mean something else now
+      if (!is_statement(line) || out.problems.size() >= kMaxSyntaxErrors)
+        return out;  // what follows might mean something else now
       lines[row].clear();
     }
   }

@@ -18,7 +18,7 @@ namespace espalier::train {
 namespace {
 
 constexpr std::int64_t kSchemaVersion = 1;
-constexpr std::size_t kMaxFileBytes = 16 << 20;  // a configuration has a few kB: more is another file, given by mistake
+constexpr std::size_t kMaxFileBytes = 1 << 20;  // a configuration has a few kB: more is another file, given by mistake
 
 // Keys that only some names of their table use. With any other name they must keep their default: a key that does
 // nothing is a mistake of the user, not a detail.

@@ -94,6 +94,7 @@ class Run {
     seconds_before_ = number_from_json(state.at("train_seconds"));
     samples_before_ = state.at("samples_trained");
     if (state.contains("best_accuracy")) best_accuracy_ = number_from_json(state.at("best_accuracy"));
+    best_nnz_ = state.at("best_nnz");
     if (state.contains("last_validation")) last_validation_ = number_from_json(state.at("last_validation"));
     metrics_ = std::make_unique<MetricsWriter>(directory_.metrics(), state.at("metrics_position").get<std::int64_t>());
     timing_ = std::make_unique<MetricsWriter>(directory_.timing(), state.at("timing_position").get<std::int64_t>());
@@ -193,9 +194,12 @@ class Run {
   /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
   void save(bool planned) {
     (planned ? metrics_ : timing_)->write("checkpoint", step_);
-    // Best by the last validation; without a validation split, the latest.
-    const bool best = planned && (!last_validation_ || !best_accuracy_ || *last_validation_ > *best_accuracy_);
+    // Best by the last validation among the checkpoints with the fewest weights: a dense network from before the pruning is not
+    // what the run is for. Without a validation split, the latest.
+    const std::int64_t nnz = model_.sparsifier->nnz();
+    const bool best = planned && (!last_validation_ || !best_accuracy_ || nnz < best_nnz_ || *last_validation_ > *best_accuracy_);
     if (best && last_validation_) best_accuracy_ = last_validation_;
+    if (best) best_nnz_ = nnz;
     Checkpoint c;
     c.step = step_;
     c.model = state_dict(model_);
@@ -207,6 +211,7 @@ class Run {
     c.state["train_seconds"] = seconds();
     c.state["samples_trained"] = samples_before_ + samples_;
     if (best_accuracy_) c.state["best_accuracy"] = *best_accuracy_;
+    c.state["best_nnz"] = best_nnz_;
     if (last_validation_) c.state["last_validation"] = *last_validation_;
     c.state["metrics_position"] = metrics_->position();
     c.state["timing_position"] = timing_->position();
@@ -345,6 +350,7 @@ class Run {
   std::int64_t step_ = 0;
   Running running_;
   std::optional<double> best_accuracy_, last_validation_;
+  std::int64_t best_nnz_ = 0;
   std::int64_t samples_ = 0, samples_before_ = 0;  // trained in this process, and before it
   double seconds_ = 0, seconds_before_ = 0;        // in training steps: data, forward, backward, update
 };

@@ -30,6 +30,7 @@ class MagnitudePruning : public Method {
 class OneShotMagnitude : public MagnitudePruning {
  public:
   void describe(Describe& d) override;
+  void check(const MethodContext& context) const override;
 
  protected:
   std::optional<double> due(const Clock& clock, double sparsity) const override;
