@@ -36,13 +36,15 @@ Json split_json(const data::Images& images, const data::Dataset& dataset) {
   for (std::int64_t c = 0; c < dataset.num_classes(); ++c) {
     counts[dataset.classes[static_cast<std::size_t>(c)]] = bins[c].item<std::int64_t>();
   }
-  return {{"samples", images.size()}, {"bytes", static_cast<std::int64_t>(images.pixels.nbytes())}, {"classes", counts}};
+  return {
+      {"samples", images.size()}, {"bytes", static_cast<std::int64_t>(images.pixels.nbytes())}, {"classes", counts}};
 }
 
 int run(const Arguments& a, Context& context, bool check_only) {
   const train::RunConfig config = configuration(a, context);
   set_threads(static_cast<int>(config.run.threads));
-  const train::RunData run_data(config);  // reads every byte: throws, naming the file, if anything is missing or damaged
+  const train::RunData run_data(
+      config);  // reads every byte: throws, naming the file, if anything is missing or damaged
   const data::Dataset& dataset = run_data.dataset();
   const auto shape = run_data.input_shape();
   Json out = {{"name", dataset.name},
@@ -63,9 +65,10 @@ int run(const Arguments& a, Context& context, bool check_only) {
     context.console.print(train::to_json_text(out));
     return 0;
   }
-  std::string text = fmt::format("{} from {}: {} images, {} classes; {} to train, {} to validate, {} to test\n", dataset.name,
-                                 dataset.source, shape.text(), dataset.num_classes(), run_data.train_size(),
-                                 out.at("validation_samples").get<std::int64_t>(), dataset.test.size());
+  std::string text =
+      fmt::format("{} from {}: {} images, {} classes; {} to train, {} to validate, {} to test\n", dataset.name,
+                  dataset.source, shape.text(), dataset.num_classes(), run_data.train_size(),
+                  out.at("validation_samples").get<std::int64_t>(), dataset.test.size());
   if (!check_only) {
     text += fmt::format("normalised by mean {:.4f} and standard deviation {:.4f} of pixels / 255\n\n",
                         fmt::join(run_data.normalisation().mean, ", "), fmt::join(run_data.normalisation().std, ", "));
@@ -84,7 +87,8 @@ int run(const Arguments& a, Context& context, bool check_only) {
 void add(CLI::App& parent, Context& context, const char* name, const char* help, bool check_only) {
   auto a = std::make_shared<Arguments>();
   CLI::App* command = parent.add_subcommand(name, help);
-  command->add_option("--name", a->name, "a data set with default options (espalier list datasets)")->option_text("NAME");
+  command->add_option("--name", a->name, "a data set with default options (espalier list datasets)")
+      ->option_text("NAME");
   add_config_arguments(*command, a->config);
   command->add_flag("--json", a->json, "one JSON document on standard output");
   on_run(*command, context, [a, &context, check_only] { return run(*a, context, check_only); });
@@ -97,7 +101,8 @@ void add_data_command(CLI::App& app, Context& context) {
   command->require_subcommand(1);
   add(*command, context, "check", "Read a data set whole; exit status 3 names what is missing or damaged", true);
   add(*command, context, "describe", "Sizes, classes and normalisation of a data set", false);
-  command->footer("Examples:\n  espalier data check --name mnist --data-root DIR\n  espalier data describe --preset cifar10-cnn");
+  command->footer(
+      "Examples:\n  espalier data check --name mnist --data-root DIR\n  espalier data describe --preset cifar10-cnn");
 }
 
 }  // namespace espalier::cli

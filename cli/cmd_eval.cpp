@@ -26,8 +26,8 @@ int run(const Arguments& a, Context& context) {
   train::SparseModel model = train::restore_model(loaded, data.input_shape(), data.dataset().num_classes(), clock);
   if (!a.weights.empty()) train::load_state_dict(*model.network, train::load_safetensors(a.weights).tensors, a.weights);
   const train::Evaluation e = train::evaluate(*model.network, a.split == "test"         ? data.test_batches()
-                                                       : a.split == "validation" ? data.validation_batches()
-                                                                                 : data.train_samples());
+                                                              : a.split == "validation" ? data.validation_batches()
+                                                                                        : data.train_samples());
   if (a.json) {
     context.console.print(train::to_json_text(train::Json{{"run", loaded.directory.string()},
                                                           {"step", loaded.checkpoint.step},
@@ -37,8 +37,8 @@ int run(const Arguments& a, Context& context) {
                                                           {"correct", e.correct},
                                                           {"samples", e.samples}}));
   } else {
-    context.console.print(fmt::format("{} accuracy {:.4f} ({} of {}), loss {:.4f}\n", a.split, e.accuracy(), e.correct, e.samples,
-                                      e.loss()));
+    context.console.print(fmt::format("{} accuracy {:.4f} ({} of {}), loss {:.4f}\n", a.split, e.accuracy(), e.correct,
+                                      e.samples, e.loss()));
   }
   ESPALIER_CHECK(a.require_accuracy < 0 || e.accuracy() >= a.require_accuracy, ErrorKind::check,
                  "{} accuracy {} is below the required {}", a.split, e.accuracy(), a.require_accuracy);
@@ -55,14 +55,16 @@ void add_eval_command(CLI::App& app, Context& context) {
       ->check(CLI::IsMember({"test", "validation", "train"}))
       ->option_text("NAME");
   command->add_flag("--best", a->best, "the best checkpoint by validation accuracy instead of the latest");
-  command->add_option("--weights", a->weights, "weights from this safetensors file, in the run's model")->option_text("FILE");
+  command->add_option("--weights", a->weights, "weights from this safetensors file, in the run's model")
+      ->option_text("FILE");
   command->add_option("--data-root", a->data_root, "folder of the data sets")->option_text("DIR");
   command->add_option("--threads", a->threads, "compute threads; 0: all that the process may use")->option_text("N");
   command->add_option("--require-accuracy", a->require_accuracy, "exit status 4 if the accuracy is below this share")
       ->check(CLI::Range(0.0, 1.0))
       ->option_text("SHARE");
   command->add_flag("--json", a->json, "one JSON document on standard output");
-  command->footer("Examples:\n  espalier eval runs/mine\n  espalier eval runs/mine --weights pruned.safetensors --json");
+  command->footer(
+      "Examples:\n  espalier eval runs/mine\n  espalier eval runs/mine --weights pruned.safetensors --json");
   on_run(*command, context, [a, &context] { return run(*a, context); });
 }
 

@@ -23,7 +23,9 @@ struct Arguments {
   bool best = false, json = false;
 };
 
-std::string shape_text(at::IntArrayRef shape) { return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "x")); }
+std::string shape_text(at::IntArrayRef shape) {
+  return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "x"));
+}
 
 /// One row for each tensor; for a weight that has a mask, nnz is what the mask keeps, else what is not zero.
 Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
@@ -46,7 +48,8 @@ Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
       if (a.bins > 0) {
         const double limit = std::max(row["max_abs"].get<double>(), 1e-300);
         const at::Tensor counts = torch::histc(values, a.bins, -limit, limit).to(torch::kLong).contiguous();
-        row["histogram"] = {{"low", -limit}, {"high", limit},
+        row["histogram"] = {{"low", -limit},
+                            {"high", limit},
                             {"counts", std::vector<std::int64_t>(counts.data_ptr<std::int64_t>(),
                                                                  counts.data_ptr<std::int64_t>() + a.bins)}};
       }
@@ -57,16 +60,18 @@ Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
 }
 
 std::string table_of(const Json& rows) {
-  std::vector<std::vector<std::string>> table = {{"tensor", "type", "shape", "nnz", "kept", "near zero", "mean |w|", "max |w|", "bytes"}};
+  std::vector<std::vector<std::string>> table = {
+      {"tensor", "type", "shape", "nnz", "kept", "near zero", "mean |w|", "max |w|", "bytes"}};
   for (const Json& r : rows) {
     const auto elements = r.at("elements").get<std::int64_t>(), nnz = r.at("nnz").get<std::int64_t>();
     const auto number = [&](const char* key, const char* form) {
       return r.contains(key) ? fmt::format(fmt::runtime(form), r.at(key).get<double>()) : std::string("-");
     };
-    table.push_back({r.at("name"), r.at("type"), shape_text(r.at("shape").get<std::vector<std::int64_t>>()), fmt::format("{}", nnz),
-                     elements == 0 ? "-" : fmt::format("{:.4f}", static_cast<double>(nnz) / static_cast<double>(elements)),
-                     number("near_zero", "{:.4f}"), number("mean_abs", "{:.3g}"), number("max_abs", "{:.3g}"),
-                     fmt::format("{}", r.at("bytes").get<std::int64_t>())});
+    table.push_back(
+        {r.at("name"), r.at("type"), shape_text(r.at("shape").get<std::vector<std::int64_t>>()), fmt::format("{}", nnz),
+         elements == 0 ? "-" : fmt::format("{:.4f}", static_cast<double>(nnz) / static_cast<double>(elements)),
+         number("near_zero", "{:.4f}"), number("mean_abs", "{:.3g}"), number("max_abs", "{:.3g}"),
+         fmt::format("{}", r.at("bytes").get<std::int64_t>())});
   }
   return columns(table);
 }
@@ -88,11 +93,15 @@ int run(const Arguments& a, Context& context) {
   } else {
     const bool is_checkpoint = fs::exists(path / "state.json");
     ESPALIER_CHECK(is_checkpoint || fs::exists(path / "config.toml"), ErrorKind::usage,
-                   "{}: neither a run directory (config.toml) nor a checkpoint (state.json) nor a safetensors file", a.path);
+                   "{}: neither a run directory (config.toml) nor a checkpoint (state.json) nor a safetensors file",
+                   a.path);
     std::optional<train::Checkpoint> checkpoint;
-    if (is_checkpoint) checkpoint = train::load_checkpoint(path);
-    else if (a.best) checkpoint = train::load_checkpoint(path / "checkpoints" / "best");
-    else checkpoint = train::load_latest_checkpoint(path);
+    if (is_checkpoint)
+      checkpoint = train::load_checkpoint(path);
+    else if (a.best)
+      checkpoint = train::load_checkpoint(path / "checkpoints" / "best");
+    else
+      checkpoint = train::load_latest_checkpoint(path);
     out["kind"] = is_checkpoint ? "checkpoint" : "run";
     if (!is_checkpoint && fs::exists(path / "summary.json")) {
       const Json summary = train::read_json(path / "summary.json");
@@ -112,8 +121,10 @@ int run(const Arguments& a, Context& context) {
   }
   out["epsilon"] = a.epsilon;
   out["tensors"] = tensor_rows(tensors, a);
-  if (a.json) context.console.print(train::to_json_text(out));
-  else context.console.print(text + (tensors.empty() ? "" : "\n" + table_of(out["tensors"])));
+  if (a.json)
+    context.console.print(train::to_json_text(out));
+  else
+    context.console.print(text + (tensors.empty() ? "" : "\n" + table_of(out["tensors"])));
   return 0;
 }
 
@@ -123,15 +134,20 @@ void add_inspect_command(CLI::App& app, Context& context) {
   auto a = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("inspect", "Show what a run, a checkpoint or a safetensors file holds");
   command->add_option("PATH", a->path, "run directory, checkpoint or .safetensors file")->required()->option_text("");
-  command->add_option("--epsilon", a->epsilon, "\"near zero\" is the share of values with |w| below this (default 0.01)")
+  command
+      ->add_option("--epsilon", a->epsilon, "\"near zero\" is the share of values with |w| below this (default 0.01)")
       ->check(CLI::PositiveNumber)
       ->option_text("E");
-  command->add_option("--bins", a->bins, "with --json: a histogram of so many equal bins over [-max |w|, max |w|] for each tensor")
+  command
+      ->add_option("--bins", a->bins,
+                   "with --json: a histogram of so many equal bins over [-max |w|, max |w|] for each tensor")
       ->check(CLI::Range(1, 10000))
       ->option_text("N");
   command->add_flag("--best", a->best, "the best checkpoint of a run by validation accuracy instead of the latest");
   command->add_flag("--json", a->json, "one JSON document on standard output");
-  command->footer("Examples:\n  espalier inspect runs/mine\n  espalier inspect runs/mine/checkpoints/best/model.safetensors --json --bins 100");
+  command->footer(
+      "Examples:\n  espalier inspect runs/mine\n  espalier inspect runs/mine/checkpoints/best/model.safetensors --json "
+      "--bins 100");
   on_run(*command, context, [a, &context] { return run(*a, context); });
 }
 

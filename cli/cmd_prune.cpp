@@ -50,8 +50,9 @@ int run(Arguments arguments, Context& context) {
                     {"loss", p.evaluation.loss()},
                     {"accuracy_before_retraining", p.before_retraining.accuracy()},
                     {"samples", p.evaluation.samples}});
-    std::vector<std::string> row = {fmt::format("{:.4g}", p.keep), fmt::format("{:.4f}", sparsity), fmt::format("{}", p.nnz),
-                                    fmt::format("{:.4f}", p.evaluation.accuracy()), fmt::format("{:.4f}", p.evaluation.loss())};
+    std::vector<std::string> row = {fmt::format("{:.4g}", p.keep), fmt::format("{:.4f}", sparsity),
+                                    fmt::format("{}", p.nnz), fmt::format("{:.4f}", p.evaluation.accuracy()),
+                                    fmt::format("{:.4f}", p.evaluation.loss())};
     if (options.retrain.count() > 0) row.insert(row.begin() + 3, fmt::format("{:.4f}", p.before_retraining.accuracy()));
     table.push_back(row);
     context.console.progress(fmt::format("kept {:.4g}: accuracy {:.4f}", p.keep, p.evaluation.accuracy()));
@@ -79,25 +80,35 @@ void add_prune_command(CLI::App& app, Context& context) {
   auto a = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("prune", "Prune a trained run to several sparsities: accuracy at each");
   command->add_option("RUN", a->run, "run directory, or one of its checkpoints")->required()->option_text("");
-  command->add_option("--keep", a->keep, "shares of the weights to keep, e.g. 0.01,0.1,1 (default: 20 from 0.01 to 1, a constant factor apart)")
+  command
+      ->add_option(
+          "--keep", a->keep,
+          "shares of the weights to keep, e.g. 0.01,0.1,1 (default: 20 from 0.01 to 1, a constant factor apart)")
       ->delimiter(',')
       ->option_text("SHARE,...");
-  command->add_option("--sparsity", a->sparsity, "the same as shares of zeros, e.g. 0.9,0.95,0.99")->delimiter(',')->option_text("SHARE,...");
+  command->add_option("--sparsity", a->sparsity, "the same as shares of zeros, e.g. 0.9,0.95,0.99")
+      ->delimiter(',')
+      ->option_text("SHARE,...");
   command
       ->add_option("--distribution", a->options.distribution,
-                   "how layers share what is kept: uniform, er, erk; global ranks all weights together; notebook keeps int(p n) of "
+                   "how layers share what is kept: uniform, er, erk; global ranks all weights together; notebook keeps "
+                   "int(p n) of "
                    "each layer and twice that of the last (Powerpropagation notebook)")
       ->check(CLI::IsMember({"uniform", "er", "erk", "global", "notebook"}))
       ->option_text("NAME");
-  command->add_option("--retrain", a->retrain, "train the kept weights for so long before measuring, e.g. 1ep or 500it")->option_text("DURATION");
-  command->add_option("--retrain-lr", a->options.retrain_lr, "constant learning rate of retraining (default: a tenth of the run's)")
+  command->add_option("--retrain", a->retrain, "train the kept weights for so long before measuring, e.g. 1ep or 500it")
+      ->option_text("DURATION");
+  command
+      ->add_option("--retrain-lr", a->options.retrain_lr,
+                   "constant learning rate of retraining (default: a tenth of the run's)")
       ->check(CLI::PositiveNumber)
       ->option_text("LR");
   command->add_option("--split", a->options.split, "where accuracy is measured: test, validation, train")
       ->check(CLI::IsMember({"test", "validation", "train"}))
       ->option_text("NAME");
   command->add_flag("--best", a->best, "the best checkpoint by validation accuracy instead of the latest");
-  command->add_option("--save", a->save, "write the pruned network (weights and masks) to this safetensors file")->option_text("FILE");
+  command->add_option("--save", a->save, "write the pruned network (weights and masks) to this safetensors file")
+      ->option_text("FILE");
   command->add_option("--data-root", a->data_root, "folder of the data sets")->option_text("DIR");
   command->add_option("--threads", a->threads, "compute threads; 0: all that the process may use")->option_text("N");
   command->add_flag("--json", a->json, "one JSON document on standard output");

@@ -63,7 +63,8 @@ std::string input_text(const ConfigArguments& arguments) {
 /// "3:07", "2:00:00"
 std::string clock_text(double seconds) {
   const auto s = static_cast<std::int64_t>(seconds);
-  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) : fmt::format("{}:{:02}", s / 60, s % 60);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+                   : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
 /// The line of a terminal, redrawn ten times a second; elsewhere a message every half minute.
@@ -75,13 +76,15 @@ class ProgressLine {
     const auto now = std::chrono::steady_clock::now();
     if (now - shown_ < std::chrono::milliseconds(console_.live() ? 100 : 30000)) return;
     shown_ = now;
-    const std::string line = fmt::format(
-        "epoch {:.2f}/{:.4g}  step {}/{}  loss {:.4f}  acc {:.4f}  sparsity {:.4f}  {:.0f}/s  {} left",
-        static_cast<double>(p.step) / static_cast<double>(p.steps_per_epoch),
-        static_cast<double>(p.total_steps) / static_cast<double>(p.steps_per_epoch), p.step, p.total_steps, p.loss, p.accuracy,
-        p.sparsity, p.samples_per_second, clock_text(p.seconds_left));
-    if (console_.live()) console_.progress(line);
-    else console_.message(LogLevel::info, line);
+    const std::string line =
+        fmt::format("epoch {:.2f}/{:.4g}  step {}/{}  loss {:.4f}  acc {:.4f}  sparsity {:.4f}  {:.0f}/s  {} left",
+                    static_cast<double>(p.step) / static_cast<double>(p.steps_per_epoch),
+                    static_cast<double>(p.total_steps) / static_cast<double>(p.steps_per_epoch), p.step, p.total_steps,
+                    p.loss, p.accuracy, p.sparsity, p.samples_per_second, clock_text(p.seconds_left));
+    if (console_.live())
+      console_.progress(line);
+    else
+      console_.message(LogLevel::info, line);
   }
 
  private:
@@ -106,9 +109,10 @@ RunConfig resumed_config(const Arguments& arguments, const Context& context, con
     const std::string key = line.substr(0, line.find(':'));
     const auto& allowed = arguments.allow_change;
     if (harmless(key) || std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
-    refused += (refused.empty() ? "" : "\n") +
-               fmt::format("resume: {} (the run in {} began with another value); add --allow-change {} if that is meant", line,
-                           run.string(), key);
+    refused +=
+        (refused.empty() ? "" : "\n") +
+        fmt::format("resume: {} (the run in {} began with another value); add --allow-change {} if that is meant", line,
+                    run.string(), key);
   }
   ESPALIER_CHECK(refused.empty(), ErrorKind::usage, "{}", refused);
   return wanted;
@@ -120,30 +124,34 @@ bool finished(const fs::path& run) {
 
 std::string verdict(const train::Json& s) {
   return fmt::format("done: test accuracy {:.4f}, sparsity {:.4f} ({} of {} weights kept), {:.1f} s of training",
-                     s.at("test_accuracy").get<double>(), s.at("sparsity").get<double>(), s.at("nnz").get<std::int64_t>(),
-                     s.at("weights").get<std::int64_t>(), train::number_from_json(s.at("train_seconds")));
+                     s.at("test_accuracy").get<double>(), s.at("sparsity").get<double>(),
+                     s.at("nnz").get<std::int64_t>(), s.at("weights").get<std::int64_t>(),
+                     train::number_from_json(s.at("train_seconds")));
 }
 
 int show(const Arguments& arguments, Context& context, const train::Json& summary) {
   if (arguments.json) context.console.print(train::to_json_text(summary));
   if (arguments.require_accuracy < 0) return 0;
   const double accuracy = summary.at("test_accuracy").get<double>();
-  ESPALIER_CHECK(accuracy >= arguments.require_accuracy, ErrorKind::check, "test accuracy {} is below the required {}", accuracy,
-                 arguments.require_accuracy);
+  ESPALIER_CHECK(accuracy >= arguments.require_accuracy, ErrorKind::check, "test accuracy {} is below the required {}",
+                 accuracy, arguments.require_accuracy);
   return 0;
 }
 
 int run(const Arguments& arguments, Context& context) {
-  ESPALIER_CHECK(arguments.resume.empty() || arguments.run_dir.empty() || arguments.resume == arguments.run_dir, ErrorKind::usage,
-                 "--run-dir {} and --resume {}: a run goes on in its own directory; give --resume alone", arguments.run_dir,
-                 arguments.resume);
-  ESPALIER_CHECK(!arguments.overwrite || arguments.resume.empty(), ErrorKind::usage, "--overwrite and --resume exclude each other");
+  ESPALIER_CHECK(arguments.resume.empty() || arguments.run_dir.empty() || arguments.resume == arguments.run_dir,
+                 ErrorKind::usage,
+                 "--run-dir {} and --resume {}: a run goes on in its own directory; give --resume alone",
+                 arguments.run_dir, arguments.resume);
+  ESPALIER_CHECK(!arguments.overwrite || arguments.resume.empty(), ErrorKind::usage,
+                 "--overwrite and --resume exclude each other");
   const bool resume = !arguments.resume.empty() && fs::exists(fs::path(arguments.resume) / "config.toml");
   ESPALIER_CHECK(resume || arguments.resume.empty() || arguments.config.given(), ErrorKind::usage,
                  "{}: no run to resume (no config.toml there); with a configuration or --preset it would be started",
                  arguments.resume);
 
-  const RunConfig config = resume ? resumed_config(arguments, context, arguments.resume) : load(arguments.config, context);
+  const RunConfig config =
+      resume ? resumed_config(arguments, context, arguments.resume) : load(arguments.config, context);
   set_threads(static_cast<int>(config.run.threads));
   const std::string text = train::to_toml(config);
   const auto directory_of = [&]() -> train::RunDirectory {
@@ -154,7 +162,8 @@ int run(const Arguments& arguments, Context& context) {
                                         : fs::path(named);
     train::Json env = to_json(environment());
     env["seed"] = config.run.seed;
-    return train::RunDirectory::create(path, {text, input_text(arguments.config), command_line(), env}, arguments.overwrite);
+    return train::RunDirectory::create(path, {text, input_text(arguments.config), command_line(), env},
+                                       arguments.overwrite);
   };
   train::RunDirectory directory = directory_of();
   context.console.log_to(directory.log());
@@ -192,11 +201,15 @@ void add_train_command(CLI::App& app, Context& context) {
   add_config_arguments(*command, arguments->config);
   command->add_option("--run-dir", arguments->run_dir, "where the run is written; otherwise a new folder under runs/")
       ->option_text("DIR");
-  command->add_option("--resume", arguments->resume,
-                      "go on with the run in DIR from its latest checkpoint, to the same bits as if it had never stopped; with a "
-                      "configuration, start it there if there is none yet")
+  command
+      ->add_option(
+          "--resume", arguments->resume,
+          "go on with the run in DIR from its latest checkpoint, to the same bits as if it had never stopped; with a "
+          "configuration, start it there if there is none yet")
       ->option_text("DIR");
-  command->add_option("--allow-change", arguments->allow_change, "with --resume: this key may differ from the run's; may be repeated")
+  command
+      ->add_option("--allow-change", arguments->allow_change,
+                   "with --resume: this key may differ from the run's; may be repeated")
       ->option_text("TABLE.KEY")
       ->type_size(1)
       ->expected(1)
@@ -204,7 +217,9 @@ void add_train_command(CLI::App& app, Context& context) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_flag("--overwrite", arguments->overwrite, "remove the run that is in the directory first");
   command->add_flag("--json", arguments->json, "print summary.json on standard output");
-  command->add_option("--require-accuracy", arguments->require_accuracy, "exit status 4 if the test accuracy is below this share")
+  command
+      ->add_option("--require-accuracy", arguments->require_accuracy,
+                   "exit status 4 if the test accuracy is below this share")
       ->option_text("SHARE")
       ->check(CLI::Range(0.0, 1.0));
   command->footer(

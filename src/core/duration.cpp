@@ -17,8 +17,10 @@ Duration Duration::parse(const std::string& text) {
   if (number && unit == "it" && std::floor(count) == count) return steps(count);
   if (number && unit == "ep") return epochs(count);
   if (number && unit == "%" && count <= 100) return percent(count);
-  fail(ErrorKind::usage, "\"{}\" is not a duration; expected for example \"500it\" (steps), \"1.5ep\" (epochs) or "
-       "\"25%\" (of the run, 0 to 100)", text);
+  fail(ErrorKind::usage,
+       "\"{}\" is not a duration; expected for example \"500it\" (steps), \"1.5ep\" (epochs) or "
+       "\"25%\" (of the run, 0 to 100)",
+       text);
 }
 
 std::string Duration::text() const {

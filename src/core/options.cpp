@@ -19,8 +19,10 @@ std::string quoted(const std::string& s) {
       case '\t': out += "\\t"; break;
       case '\r': out += "\\r"; break;
       default:
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) out += fmt::format("\\u{:04x}", static_cast<int>(c));
-        else out += c;
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+          out += fmt::format("\\u{:04x}", static_cast<int>(c));
+        else
+          out += c;
     }
   }
   return out + "\"";
@@ -61,8 +63,8 @@ std::string Range::text() const {
 }
 
 std::string Option::type() const {
-  static const char* const kNames[] = {"boolean",          "integer",         "number",          "string", "duration",
-                                       "list of integers", "list of numbers", "list of strings"};
+  static const char* const kNames[] = {"boolean",  "integer",          "number",          "string",
+                                       "duration", "list of integers", "list of numbers", "list of strings"};
   return kNames[value.index()];
 }
 

@@ -50,9 +50,7 @@ std::uint64_t RandomStream::bits_at(std::uint64_t i) const {
   return join(r[1], r[0]);
 }
 
-double RandomStream::uniform_at(std::uint64_t i) const {
-  return static_cast<double>(bits_at(i) >> 11) * kInverse53;
-}
+double RandomStream::uniform_at(std::uint64_t i) const { return static_cast<double>(bits_at(i) >> 11) * kInverse53; }
 
 double RandomStream::normal_at(std::uint64_t i) const {
   const auto r = philox({low(i), high(i), name_[0], name_[1]}, key_);

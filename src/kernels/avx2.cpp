@@ -20,7 +20,8 @@ inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm256_sqrt_
 #include "kernels/power-inl.h"
 
 bool runs_here() {
-  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("bmi2") != 0;
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+         __builtin_cpu_supports("bmi2") != 0;
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ namespace espalier::kernels {
 const std::vector<const Table*>& compiled() {
   static const std::vector<const Table*> tables = {
 #if ESPALIER_X86
-      &k_avx512_table,
-      &k_avx2_table,
+    &k_avx512_table,
+    &k_avx2_table,
 #endif
-      &k_scalar_table,
+    &k_scalar_table,
   };
   return tables;
 }
@@ -23,9 +23,10 @@ const Table& table(const std::string& isa) {
   for (const Table* t : compiled()) {
     known.emplace_back(t->isa);
     if (isa != t->isa) continue;
-    ESPALIER_CHECK(t->runs_here(), ErrorKind::usage,
-                   "ESPALIER_ISA = \"{}\": this CPU does not have that instruction set; unset ESPALIER_ISA to use the best one",
-                   isa);
+    ESPALIER_CHECK(
+        t->runs_here(), ErrorKind::usage,
+        "ESPALIER_ISA = \"{}\": this CPU does not have that instruction set; unset ESPALIER_ISA to use the best one",
+        isa);
     return *t;
   }
   std::string list;

@@ -1,10 +1,10 @@
-// The text of the element-wise kernels, included once by the file of each instruction set, inside its own anonymous namespace.
-// That file has defined kVectorBytes and square_root() for its vectors. Vectors are the compiler's generic ones
-// (vector_size): loops left to the auto-vectoriser stayed scalar here (30x slower for a general alpha).
+// The text of the element-wise kernels, included once by the file of each instruction set, inside its own anonymous
+// namespace. That file has defined kVectorBytes and square_root() for its vectors. Vectors are the compiler's generic
+// ones (vector_size): loops left to the auto-vectoriser stayed scalar here (30x slower for a general alpha).
 //
-// The exponent alpha - 1 decides how |phi|^(alpha-1) is formed. Multiples of 1/4 up to 4 need only products and square roots,
-// exact to a few ulp; anything else goes through 2^(p log2 x) in single precision with the large product p * exponent kept
-// exact. x = 0 gives 0, and infinities and NaN pass through: a diverged weight must stay visible.
+// The exponent alpha - 1 decides how |phi|^(alpha-1) is formed. Multiples of 1/4 up to 4 need only products and square
+// roots, exact to a few ulp; anything else goes through 2^(p log2 x) in single precision with the large product p *
+// exponent kept exact. x = 0 gives 0, and infinities and NaN pass through: a diverged weight must stay visible.
 
 template <class T>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
@@ -116,8 +116,11 @@ struct AnyPower<float> {
     f = f > 1.0f ? V{} + 1.0f : f;
     // 2^f by its Taylor series: the next term is below 2e-9 for |f| <= 1/2
     const V t = f * 0.69314718055994531f;
-    const V power = ((((((t * (1.0f / 5040) + 1.0f / 720) * t + 1.0f / 120) * t + 1.0f / 24) * t + 1.0f / 6) * t + 0.5f) * t +
-                     1.0f) * t + 1.0f;
+    const V power =
+        ((((((t * (1.0f / 5040) + 1.0f / 720) * t + 1.0f / 120) * t + 1.0f / 24) * t + 1.0f / 6) * t + 0.5f) * t +
+         1.0f) *
+            t +
+        1.0f;
     const I half = n >> 1;  // 2^n in two factors: n may leave the range of exponents
     const V scaled = power * reinterpret<V>((half + 127) << 23) * reinterpret<V>((n - half + 127) << 23);
     const I plain = (x > 0.0f) & (x < __builtin_inff());
@@ -136,10 +139,22 @@ void with_power(double alpha, const Body& body) {
     switch (static_cast<int>(quarters)) {
 #define ESPALIER_CASE(whole, quarter) \
   case 4 * whole + quarter: return body(QuarterPower<T, whole, quarter>(p))
-      ESPALIER_CASE(0, 0); ESPALIER_CASE(0, 1); ESPALIER_CASE(0, 2); ESPALIER_CASE(0, 3);
-      ESPALIER_CASE(1, 0); ESPALIER_CASE(1, 1); ESPALIER_CASE(1, 2); ESPALIER_CASE(1, 3);
-      ESPALIER_CASE(2, 0); ESPALIER_CASE(2, 1); ESPALIER_CASE(2, 2); ESPALIER_CASE(2, 3);
-      ESPALIER_CASE(3, 0); ESPALIER_CASE(3, 1); ESPALIER_CASE(3, 2); ESPALIER_CASE(3, 3);
+      ESPALIER_CASE(0, 0);
+      ESPALIER_CASE(0, 1);
+      ESPALIER_CASE(0, 2);
+      ESPALIER_CASE(0, 3);
+      ESPALIER_CASE(1, 0);
+      ESPALIER_CASE(1, 1);
+      ESPALIER_CASE(1, 2);
+      ESPALIER_CASE(1, 3);
+      ESPALIER_CASE(2, 0);
+      ESPALIER_CASE(2, 1);
+      ESPALIER_CASE(2, 2);
+      ESPALIER_CASE(2, 3);
+      ESPALIER_CASE(3, 0);
+      ESPALIER_CASE(3, 1);
+      ESPALIER_CASE(3, 2);
+      ESPALIER_CASE(3, 3);
       ESPALIER_CASE(4, 0);
 #undef ESPALIER_CASE
       default: break;
@@ -155,8 +170,8 @@ inline std::uint32_t bits_at(const std::uint64_t* mask, std::int64_t first) {
   return static_cast<std::uint32_t>(mask[first >> 6] >> (first & 63));
 }
 
-/// Runs element(x, y, lanes of mask a, lanes of mask b) over [begin, end), one vector at a time. x is written back, y too
-/// where `writes_y`. The last, partial vector goes through a buffer.
+/// Runs element(x, y, lanes of mask a, lanes of mask b) over [begin, end), one vector at a time. x is written back, y
+/// too where `writes_y`. The last, partial vector goes through a buffer.
 template <bool writes_y, class T, class Element>
 inline void for_each(T* x, T* y, const std::uint64_t* a, const std::uint64_t* b, std::int64_t begin, std::int64_t end,
                      Element element) {
@@ -182,10 +197,9 @@ inline void for_each(T* x, T* y, const std::uint64_t* a, const std::uint64_t* b,
 template <class T>
 void push(const T* phi, const std::uint64_t* forward, double alpha, T* w, std::int64_t begin, std::int64_t end) {
   with_power<T>(alpha, [&](const auto power) {
-    for_each<false>(w, const_cast<T*>(phi), forward, nullptr, begin, end,
-                    [&](Vec<T>& out, const Vec<T>& p, Lanes<T> f, Lanes<T>) {
-                      out = f ? p * power(magnitude(p)) : Vec<T>{};
-                    });
+    for_each<false>(
+        w, const_cast<T*>(phi), forward, nullptr, begin, end,
+        [&](Vec<T>& out, const Vec<T>& p, Lanes<T> f, Lanes<T>) { out = f ? p * power(magnitude(p)) : Vec<T>{}; });
   });
 }
 
@@ -205,15 +219,17 @@ void pull(const T* phi, const std::uint64_t* backward, double alpha, double deca
 
 /// push, and power[i] = |phi[i]|^(alpha-1) for the pull of the next step.
 template <class T>
-void push_keeping_power(const T* phi, const std::uint64_t* forward, double alpha, T* w, T* power_out, std::int64_t begin,
-                        std::int64_t end) {
+void push_keeping_power(const T* phi, const std::uint64_t* forward, double alpha, T* w, T* power_out,
+                        std::int64_t begin, std::int64_t end) {
   with_power<T>(alpha, [&](const auto power) {
     for_each<true>(power_out, w, forward, nullptr, begin, end,  // vectors come in order: p walks along
                    [&, p = phi + begin](Vec<T>& kept, Vec<T>& out, Lanes<T> f, Lanes<T>) mutable {
                      Vec<T> value{};
                      const auto count = std::min<std::int64_t>(kLanes<T>, phi + end - p);
-                     if (count == kLanes<T>) value = load(p);
-                     else __builtin_memcpy(&value, p, static_cast<std::size_t>(count) * sizeof(T));
+                     if (count == kLanes<T>)
+                       value = load(p);
+                     else
+                       __builtin_memcpy(&value, p, static_cast<std::size_t>(count) * sizeof(T));
                      p += count;
                      kept = power(magnitude(value));
                      out = f ? value * kept : Vec<T>{};
@@ -228,10 +244,9 @@ void pull_with_power(const T* phi, const T* power, const std::uint64_t* backward
   const T a = static_cast<T>(alpha);
   const T d = static_cast<T>(decay);
   if (decay == 0) {
-    for_each<false>(g, const_cast<T*>(power), backward, nullptr, begin, end,
-                    [&](Vec<T>& grad, const Vec<T>& kept, Lanes<T> b, Lanes<T>) {
-                      grad = b ? grad * (kept * a) : Vec<T>{};
-                    });
+    for_each<false>(
+        g, const_cast<T*>(power), backward, nullptr, begin, end,
+        [&](Vec<T>& grad, const Vec<T>& kept, Lanes<T> b, Lanes<T>) { grad = b ? grad * (kept * a) : Vec<T>{}; });
     return;
   }
   for (std::int64_t i = begin; i < end; ++i) g[i] += d * (phi[i] * power[i]);

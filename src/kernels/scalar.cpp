@@ -1,6 +1,6 @@
 // The portable table: generic 16-byte vectors, which every compiler turns into what the target offers.
-#include <cmath>
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -23,9 +23,7 @@ inline Vec<double> square_root(Vec<double> x) { return roots(x); }
 
 #include "kernels/power-inl.h"
 
-bool runs_here() {
-  return true;
-}
+bool runs_here() { return true; }
 
 }  // namespace
 

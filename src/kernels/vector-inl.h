@@ -1,5 +1,5 @@
-// Vec<T>: kVectorBytes bytes of T as one of the compiler's generic vectors. A trait for each type: an attribute on a dependent
-// alias is dropped when a template argument is deduced from it.
+// Vec<T>: kVectorBytes bytes of T as one of the compiler's generic vectors. A trait for each type: an attribute on a
+// dependent alias is dropped when a template argument is deduced from it.
 
 template <class T>
 struct VectorOf;

@@ -24,7 +24,8 @@ std::vector<std::int64_t> apportion(std::int64_t total, const std::vector<double
                                     const std::vector<std::int64_t>& capacity) {
   const std::size_t n = shares.size();
   const std::int64_t room = std::accumulate(capacity.begin(), capacity.end(), std::int64_t{0});
-  ESPALIER_CHECK(total >= 0 && total <= room, ErrorKind::usage, "cannot keep {} weights where there is room for {}", total, room);
+  ESPALIER_CHECK(total >= 0 && total <= room, ErrorKind::usage, "cannot keep {} weights where there is room for {}",
+                 total, room);
 
   // Entries that exceed their capacity are full; the rest is shared again among the others until nobody exceeds.
   std::vector<bool> full(n, false);
@@ -34,8 +35,10 @@ std::vector<std::int64_t> apportion(std::int64_t total, const std::vector<double
     auto left = static_cast<double>(total);
     double open_shares = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      if (full[i]) left -= static_cast<double>(capacity[i]);
-      else open_shares += shares[i];
+      if (full[i])
+        left -= static_cast<double>(capacity[i]);
+      else
+        open_shares += shares[i];
     }
     for (std::size_t i = 0; i < n; ++i) {
       if (full[i]) continue;

@@ -5,10 +5,11 @@
 namespace espalier {
 
 void Dense::check(const MethodContext& context) const {
-  ESPALIER_CHECK(context.sparsity.sparsity == 0, ErrorKind::usage,
-                 "[sparsity].sparsity = {} has no effect with method \"dense\"; choose a method that makes the network sparse "
-                 "(espalier list methods) or leave it at 0",
-                 context.sparsity.sparsity);
+  ESPALIER_CHECK(
+      context.sparsity.sparsity == 0, ErrorKind::usage,
+      "[sparsity].sparsity = {} has no effect with method \"dense\"; choose a method that makes the network sparse "
+      "(espalier list methods) or leave it at 0",
+      context.sparsity.sparsity);
 }
 
 }  // namespace espalier

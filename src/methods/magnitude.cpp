@@ -42,9 +42,10 @@ void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsi
 namespace {
 /// A pruning that never comes would leave the run denser than it says.
 void check_within(const Clock& clock, const char* key, const Duration& when) {
-  ESPALIER_CHECK(clock.total_steps == 0 || when.in_steps(clock) <= clock.total_steps, ErrorKind::usage,
-                 "[method].{} = \"{}\" (step {}) comes after the end of the run (step {}): the sparsity would not be reached",
-                 key, when.text(), when.in_steps(clock), clock.total_steps);
+  ESPALIER_CHECK(
+      clock.total_steps == 0 || when.in_steps(clock) <= clock.total_steps, ErrorKind::usage,
+      "[method].{} = \"{}\" (step {}) comes after the end of the run (step {}): the sparsity would not be reached", key,
+      when.text(), when.in_steps(clock), clock.total_steps);
 }
 }  // namespace
 
@@ -89,8 +90,9 @@ void GradualMagnitude::describe(Describe& d) {
 void GradualMagnitude::check(const MethodContext& context) const {
   MagnitudePruning::check(context);
   const auto start = start_.in_steps(context.clock), end = end_.in_steps(context.clock);
-  ESPALIER_CHECK(start < end, ErrorKind::usage, "[method].start ({}, step {}) must come before [method].end ({}, step {})",
-                 start_.text(), start, end_.text(), end);
+  ESPALIER_CHECK(start < end, ErrorKind::usage,
+                 "[method].start ({}, step {}) must come before [method].end ({}, step {})", start_.text(), start,
+                 end_.text(), end);
   check_within(context.clock, "end", end_);
   ESPALIER_CHECK(every_.in_steps(context.clock) >= 1, ErrorKind::usage, "[method].every = \"{}\" is less than one step",
                  every_.text());
@@ -121,8 +123,8 @@ void IterativeMagnitude::check(const MethodContext& context) const {
   const auto start = start_.in_steps(context.clock), end = end_.in_steps(context.clock);
   check_within(context.clock, "end", end_);
   ESPALIER_CHECK(rounds_ == 1 || end - start >= rounds_ - 1, ErrorKind::usage,
-                 "[method].rounds = {} prunings do not fit between start (\"{}\", step {}) and end (\"{}\", step {})", rounds_,
-                 start_.text(), start, end_.text(), end);
+                 "[method].rounds = {} prunings do not fit between start (\"{}\", step {}) and end (\"{}\", step {})",
+                 rounds_, start_.text(), start, end_.text(), end);
 }
 
 std::optional<double> IterativeMagnitude::due(const Clock& clock, double sparsity) const {

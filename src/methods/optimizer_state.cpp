@@ -64,7 +64,8 @@ void dispatch(OptimizerParamState& state, V& v) {
   if (auto* rmsprop = dynamic_cast<RMSpropParamState*>(&state)) return members(*rmsprop, v);
   if (auto* adagrad = dynamic_cast<AdagradParamState*>(&state)) return members(*adagrad, v);
   fail(ErrorKind::usage,
-       "the optimiser keeps a kind of state that is not known here, so it cannot follow a change of topology or be saved; "
+       "the optimiser keeps a kind of state that is not known here, so it cannot follow a change of topology or be "
+       "saved; "
        "known are SGD, Adam, AdamW, RMSprop and Adagrad");
 }
 
@@ -75,7 +76,8 @@ std::unique_ptr<OptimizerParamState> new_state(Optimizer& optimizer) {
   if (dynamic_cast<AdamW*>(&optimizer)) return std::make_unique<AdamWParamState>();
   if (dynamic_cast<RMSprop*>(&optimizer)) return std::make_unique<RMSpropParamState>();
   if (dynamic_cast<Adagrad*>(&optimizer)) return std::make_unique<AdagradParamState>();
-  fail(ErrorKind::usage, "the state of this kind of optimiser cannot be restored; known are SGD, Adam, AdamW, RMSprop and Adagrad");
+  fail(ErrorKind::usage,
+       "the state of this kind of optimiser cannot be restored; known are SGD, Adam, AdamW, RMSprop and Adagrad");
 }
 
 OptimizerParamState* find_state(Optimizer& optimizer, const at::Tensor& parameter) {
@@ -116,7 +118,8 @@ struct Loader {
     const auto at = saved.find(prefix + "." + name);
     if (at == saved.end()) return;
     ESPALIER_CHECK(at->second.sizes() == parameter.sizes() && at->second.scalar_type() == parameter.scalar_type(),
-                   ErrorKind::data, "{}: saved optimiser state has another shape or type than the parameter", at->first);
+                   ErrorKind::data, "{}: saved optimiser state has another shape or type than the parameter",
+                   at->first);
     get() = at->second.clone();
   }
   template <class Set>

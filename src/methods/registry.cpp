@@ -18,8 +18,10 @@ const std::vector<MethodInfo>& known_methods() {
       {"dense", "every weight is kept", &make<Dense>},
       {"static-random", "random masks before training, never changed", &make<StaticRandom>},
       {"magnitude", "the smallest weights pruned once during training, then retrained", &make<OneShotMagnitude>},
-      {"gradual-magnitude", "the smallest weights pruned little by little along a cubic schedule", &make<GradualMagnitude>},
-      {"iterative-magnitude", "the smallest weights pruned in rounds with retraining between", &make<IterativeMagnitude>},
+      {"gradual-magnitude", "the smallest weights pruned little by little along a cubic schedule",
+       &make<GradualMagnitude>},
+      {"iterative-magnitude", "the smallest weights pruned in rounds with retraining between",
+       &make<IterativeMagnitude>},
   };
   return methods;
 }

@@ -30,8 +30,8 @@ std::vector<double> as_doubles(const at::Tensor& score) {
   const double* p = flat.data_ptr<double>();
   std::vector<double> values(p, p + flat.numel());
   for (std::size_t i = 0; i < values.size(); ++i) {
-    ESPALIER_CHECK(!std::isnan(values[i]), ErrorKind::diverged, "score {} of {} is not a number: cannot rank weights", i,
-                   values.size());
+    ESPALIER_CHECK(!std::isnan(values[i]), ErrorKind::diverged, "score {} of {} is not a number: cannot rank weights",
+                   i, values.size());
   }
   return values;
 }

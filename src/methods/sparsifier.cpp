@@ -53,7 +53,8 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   take(model, "weight");
   // Without the model itself: named_modules wants it in a shared_ptr then, and a model may well live on the stack.
   for (const auto& item : model.named_modules("", /*include_self=*/false)) take(*item.value(), item.key() + ".weight");
-  ESPALIER_CHECK(!weights_.empty(), ErrorKind::usage, "the model has no Linear or Conv2d layer: there is nothing to make sparse");
+  ESPALIER_CHECK(!weights_.empty(), ErrorKind::usage,
+                 "the model has no Linear or Conv2d layer: there is nothing to make sparse");
   for (const auto& item : model.named_parameters()) {
     if (taken.count(item.value().unsafeGetTensorImpl()) == 0) others_.emplace_back(item.key(), item.value());
   }
@@ -67,14 +68,17 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
     }
     std::string list;
     for (const auto& n : names) list += (list.empty() ? "" : ", ") + n;
-    ESPALIER_CHECK(used, ErrorKind::usage, "[sparsity].dense_layers: \"{}\" matches no weight. Weights: {}.{}", pattern, list,
-                   suggestion(pattern, names));
+    ESPALIER_CHECK(used, ErrorKind::usage, "[sparsity].dense_layers: \"{}\" matches no weight. Weights: {}.{}", pattern,
+                   list, suggestion(pattern, names));
   }
 
   everything_ = model.parameters();
   for (const auto& w : weights_) everything_.push_back(w->parameter());
 
-  context_ = {{}, {0, options.total_steps(), options.steps_per_epoch()}, options.seed(), {options.sparsity(), options.distribution(), options.dense_layers()}};
+  context_ = {{},
+              {0, options.total_steps(), options.steps_per_epoch()},
+              options.seed(),
+              {options.sparsity(), options.distribution(), options.dense_layers()}};
   for (std::size_t l = 0; l < weights_.size(); ++l) {
     if (!dense[l]) context_.weights.push_back(weights_[l].get());
   }
@@ -117,7 +121,8 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
       for (const auto& p : group.params()) held.insert(p.unsafeGetTensorImpl());
     for (const auto& w : weights_) {
       ESPALIER_CHECK(held.count(w->parameter().unsafeGetTensorImpl()) != 0, ErrorKind::usage,
-                     "the optimiser does not hold {}: build it over sparsifier.parameters(), not over the model's", w->name());
+                     "the optimiser does not hold {}: build it over sparsifier.parameters(), not over the model's",
+                     w->name());
     }
     optimizer_checked_ = true;
   }
@@ -128,7 +133,8 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
   optimizer.step();
   for (auto& w : weights_) w->settle();
   if (decay_.rate != 0 && !in_gradient) {
-    // In phi: directly. In w, where the optimiser holds phi: psi(c phi) = (1 - lr rate) psi(phi) for c = (1 - lr rate)^(1/alpha).
+    // In phi: directly. In w, where the optimiser holds phi: psi(c phi) = (1 - lr rate) psi(phi) for c = (1 - lr
+    // rate)^(1/alpha).
     const double keep = 1 - learning_rate(optimizer) * decay_.rate;
     const double alpha = decay_.space == DecaySpace::w ? weights_[0]->reparametrisation().alpha() : 1;
     for (auto& w : weights_) w->shrink(std::pow(keep, 1 / alpha));
@@ -181,7 +187,8 @@ NamedTensors Sparsifier::archive() const {
 }
 
 void Sparsifier::restore(const NamedTensors& tensors) {
-  const auto step = std::find_if(tensors.begin(), tensors.end(), [](const auto& t) { return t.first == "sparsifier.step"; });
+  const auto step =
+      std::find_if(tensors.begin(), tensors.end(), [](const auto& t) { return t.first == "sparsifier.step"; });
   ESPALIER_CHECK(step != tensors.end() && step->second.numel() == 1, ErrorKind::data,
                  "the saved state has no \"sparsifier.step\"");
   for (auto& w : weights_) w->restore(tensors);

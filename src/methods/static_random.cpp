@@ -9,8 +9,9 @@
 namespace espalier {
 
 void StaticRandom::check(const MethodContext& context) const {
-  ESPALIER_CHECK(context.sparsity.sparsity > 0, ErrorKind::usage,
-                 "method static-random needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
+  ESPALIER_CHECK(
+      context.sparsity.sparsity > 0, ErrorKind::usage,
+      "method static-random needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
 }
 
 void StaticRandom::prepare(const MethodContext& context) {
@@ -27,7 +28,8 @@ void StaticRandom::prepare(const MethodContext& context) {
     const auto kept = kept_count(positions, context.sparsity.sparsity);
     std::size_t l = 0;
     std::int64_t end = sizes.empty() ? 0 : sizes[0];
-    for (const auto i : random_subset(positions, kept, RandomStream(context.seed, Purpose::topology, ~std::uint64_t{0}))) {
+    for (const auto i :
+         random_subset(positions, kept, RandomStream(context.seed, Purpose::topology, ~std::uint64_t{0}))) {
       while (i >= end) end += sizes[++l];
       ++budgets[l];
     }

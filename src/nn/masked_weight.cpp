@@ -12,16 +12,17 @@ namespace {
 /// f(T{}) with T the C++ type of `tensor`.
 template <class F>
 void with_type(const at::Tensor& tensor, const F& f) {
-  if (tensor.scalar_type() == at::kFloat) f(float{});
-  else f(double{});
+  if (tensor.scalar_type() == at::kFloat)
+    f(float{});
+  else
+    f(double{});
 }
 
-at::Tensor to_tensor(const std::vector<std::int64_t>& positions) {
-  return torch::tensor(positions, torch::kInt64);
-}
+at::Tensor to_tensor(const std::vector<std::int64_t>& positions) { return torch::tensor(positions, torch::kInt64); }
 
 /// The positions as numbers, checked to be int64, one-dimensional, ascending and within [0, n).
-std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name, const char* what) {
+std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name,
+                                  const char* what) {
   if (!positions.defined()) return {};
   ESPALIER_CHECK(positions.scalar_type() == at::kLong && positions.dim() == 1, ErrorKind::usage,
                  "{}: positions to {} must be a one-dimensional int64 tensor", name, what);
@@ -42,8 +43,10 @@ class MaskedWeight : public SparseWeight {
         w_(std::move(w)),
         forward_(numel(), true),
         backward_(numel(), true) {
-    ESPALIER_CHECK(w_.device().is_cpu() && w_.is_contiguous() && (w_.scalar_type() == at::kFloat || w_.scalar_type() == at::kDouble),
-                   ErrorKind::usage, "{}: masked storage takes contiguous float32 or float64 weights on the CPU", this->name());
+    ESPALIER_CHECK(w_.device().is_cpu() && w_.is_contiguous() &&
+                       (w_.scalar_type() == at::kFloat || w_.scalar_type() == at::kDouble),
+                   ErrorKind::usage, "{}: masked storage takes contiguous float32 or float64 weights on the CPU",
+                   this->name());
     reparametrisation_ = psi;
     const torch::NoGradGuard no_grad;
     if (psi.is_identity()) {
@@ -76,8 +79,8 @@ class MaskedWeight : public SparseWeight {
     BitMask dropped(numel());
     for (const auto i : drop) dropped.set(i, true);
     for (const auto i : grow) {
-      ESPALIER_CHECK(!forward_.test(i) || dropped.test(i), ErrorKind::usage, "{}: position {} to grow is active already",
-                     name(), i);
+      ESPALIER_CHECK(!forward_.test(i) || dropped.test(i), ErrorKind::usage,
+                     "{}: position {} to grow is active already", name(), i);
     }
     for (const auto i : drop) {
       forward_.set(i, false);
@@ -163,7 +166,8 @@ class MaskedWeight : public SparseWeight {
   void restore(const NamedTensors& tensors) override {
     const torch::NoGradGuard no_grad;
     const at::Tensor* phi = find(tensors, ".phi");
-    ESPALIER_CHECK(phi != nullptr && phi->sizes() == w_.sizes() && phi->scalar_type() == w_.scalar_type(), ErrorKind::data,
+    ESPALIER_CHECK(phi != nullptr && phi->sizes() == w_.sizes() && phi->scalar_type() == w_.scalar_type(),
+                   ErrorKind::data,
                    "{}.phi: missing from the saved state, or of another shape or type than the model's", name());
     const at::Tensor* mask = find(tensors, ".mask");
     const at::Tensor* trainable = find(tensors, ".trainable");
@@ -249,12 +253,12 @@ class MaskedWeight : public SparseWeight {
     return nullptr;
   }
 
-  at::Tensor w_;      // the model's parameter
-  at::Tensor phi_;    // the same tensor where psi is the identity
-  at::Tensor power_;  // |phi|^(alpha-1) left by the last push, where a power is costly
-  at::Tensor frozen_; // phi where M_b is 0; undefined = zeros
-  BitMask forward_;   // M_f
-  BitMask backward_;  // M_b
+  at::Tensor w_;       // the model's parameter
+  at::Tensor phi_;     // the same tensor where psi is the identity
+  at::Tensor power_;   // |phi|^(alpha-1) left by the last push, where a power is costly
+  at::Tensor frozen_;  // phi where M_b is 0; undefined = zeros
+  BitMask forward_;    // M_f
+  BitMask backward_;   // M_b
   std::optional<TopologyChange> change_;
 };
 

@@ -18,8 +18,8 @@ void check(const at::Tensor& tensor, const at::Tensor& like, const BitMask& mask
                  "{} must be float32 or float64; found {}", what, c10::toString(tensor.scalar_type()));
   ESPALIER_CHECK(tensor.scalar_type() == like.scalar_type() && tensor.sizes() == like.sizes(), ErrorKind::usage,
                  "{} must have the type and shape of the weight", what);
-  ESPALIER_CHECK(mask.size() == tensor.numel(), ErrorKind::usage, "mask of {} positions for a weight of {}", mask.size(),
-                 tensor.numel());
+  ESPALIER_CHECK(mask.size() == tensor.numel(), ErrorKind::usage, "mask of {} positions for a weight of {}",
+                 mask.size(), tensor.numel());
 }
 
 /// f(kernels of the type, T{}, begin, end) over the elements, in parallel, split at mask words.
@@ -29,12 +29,13 @@ void split(const at::Tensor& tensor, const F& f) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().power<T>();
-    at::parallel_for(0, (n + 63) / 64, kGrain, [&](std::int64_t first, std::int64_t last) {
-      f(k, zero, first * 64, std::min(n, last * 64));
-    });
+    at::parallel_for(0, (n + 63) / 64, kGrain,
+                     [&](std::int64_t first, std::int64_t last) { f(k, zero, first * 64, std::min(n, last * 64)); });
   };
-  if (tensor.scalar_type() == at::kFloat) run(float{});
-  else run(double{});
+  if (tensor.scalar_type() == at::kFloat)
+    run(float{});
+  else
+    run(double{});
 }
 
 }  // namespace
@@ -45,8 +46,8 @@ void power_push(const at::Tensor& phi, const BitMask& forward, double alpha, at:
   split(phi, [&](const auto& k, auto zero, std::int64_t begin, std::int64_t end) {
     using T = decltype(zero);
     if (power.defined()) {
-      k.push_keeping_power(phi.data_ptr<T>(), forward.words_or_null(), alpha, w.data_ptr<T>(), power.data_ptr<T>(), begin,
-                           end);
+      k.push_keeping_power(phi.data_ptr<T>(), forward.words_or_null(), alpha, w.data_ptr<T>(), power.data_ptr<T>(),
+                           begin, end);
     } else {
       k.push(phi.data_ptr<T>(), forward.words_or_null(), alpha, w.data_ptr<T>(), begin, end);
     }

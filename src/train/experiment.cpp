@@ -108,8 +108,8 @@ Evaluation evaluate(nn::Network& network, const data::Loader& batches) {
     const at::Tensor logits = network.forward(batch.images);
     sum.samples += batch.size();
     sum.correct += logits.argmax(1).eq(batch.labels).sum().item<std::int64_t>();
-    sum.loss_sum += torch::nll_loss(logits.to(torch::kDouble).log_softmax(1), batch.labels, {}, at::Reduction::Sum)
-                        .item<double>();
+    sum.loss_sum +=
+        torch::nll_loss(logits.to(torch::kDouble).log_softmax(1), batch.labels, {}, at::Reduction::Sum).item<double>();
   }
   network.train(training);
   return sum;
@@ -190,8 +190,8 @@ void load_state_dict(nn::Network& network, const NamedTensors& tensors, const st
   const auto load = [&](const std::string& name, at::Tensor to) {
     const auto at = by_name.find(name);
     ESPALIER_CHECK(at != by_name.end(), ErrorKind::data, "{}: no tensor \"{}\", which the model needs", source, name);
-    ESPALIER_CHECK(at->second.sizes() == to.sizes(), ErrorKind::data, "{}: \"{}\" has shape {}; the model needs {}", source,
-                   name, fmt::join(at->second.sizes(), "x"), fmt::join(to.sizes(), "x"));
+    ESPALIER_CHECK(at->second.sizes() == to.sizes(), ErrorKind::data, "{}: \"{}\" has shape {}; the model needs {}",
+                   source, name, fmt::join(at->second.sizes(), "x"), fmt::join(to.sizes(), "x"));
     to.copy_(at->second);
   };
   for (auto& item : network.named_parameters()) load(item.key(), item.value());
@@ -203,8 +203,9 @@ LoadedRun load_run(const fs::path& path, bool best) {
   const bool is_checkpoint = fs::exists(path / "state.json");
   run.directory = is_checkpoint ? fs::weakly_canonical(path).parent_path().parent_path() : path;
   const fs::path config = run.directory / "config.toml";
-  ESPALIER_CHECK(fs::exists(config), ErrorKind::usage, "{}: no run here (no {}); expected a run directory or one of its checkpoints",
-                 path.string(), config.string());
+  ESPALIER_CHECK(fs::exists(config), ErrorKind::usage,
+                 "{}: no run here (no {}); expected a run directory or one of its checkpoints", path.string(),
+                 config.string());
   ConfigSources sources;
   sources.file = config.string();
   run.config = load_config(sources);

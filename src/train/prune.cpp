@@ -23,7 +23,8 @@ void prune(const Sparsifier& sparsifier, double keep, const std::string& distrib
 }
 
 /// Trains what the masks leave, at a constant rate; the order of samples is that of the epochs after the run's.
-void retrain(const RunConfig& config, const RunData& data, SparseModel& model, std::int64_t first_step, std::int64_t steps) {
+void retrain(const RunConfig& config, const RunData& data, SparseModel& model, std::int64_t first_step,
+             std::int64_t steps) {
   const auto optimizer = make_optimizer(config, *model.sparsifier);
   const data::Loader batches = data.train_batches();
   const std::int64_t first_epoch = (first_step + batches.batches_per_epoch() - 1) / batches.batches_per_epoch();
@@ -35,7 +36,8 @@ void retrain(const RunConfig& config, const RunData& data, SparseModel& model, s
         model.network->forward(batch.images), batch.labels,
         torch::nn::functional::CrossEntropyFuncOptions().label_smoothing(config.train.label_smoothing));
     ESPALIER_CHECK(std::isfinite(loss.item<double>()), ErrorKind::diverged,
-                   "retraining: the loss is {} at step {}; lower --retrain-lr ({:g})", loss.item<double>(), s + 1, config.optim.lr);
+                   "retraining: the loss is {} at step {}; lower --retrain-lr ({:g})", loss.item<double>(), s + 1,
+                   config.optim.lr);
     loss.backward();
     model.sparsifier->step(*optimizer);
   }
@@ -55,7 +57,8 @@ std::vector<double> geometric_space(double first, double last, std::int64_t coun
 std::vector<PrunePoint> prune_curve(const LoadedRun& run, const PruneOptions& options,
                                     const std::function<void(const PrunePoint&, const SparseModel&)>& done) {
   for (const double keep : options.keep) {
-    ESPALIER_CHECK(keep >= 0 && keep <= 1, ErrorKind::usage, "a share of {} to keep is out of range; expected in [0, 1]", keep);
+    ESPALIER_CHECK(keep >= 0 && keep <= 1, ErrorKind::usage,
+                   "a share of {} to keep is out of range; expected in [0, 1]", keep);
   }
   LoadedRun pruned = run;  // the masks come from here now, not from the run's method
   pruned.config.method = MethodOptions("dense");

@@ -29,7 +29,8 @@ std::uint64_t peak_rss_bytes() {
   return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-/// Sums over training batches since the last evaluation, saved in checkpoints: an `epoch` event must not depend on a restart.
+/// Sums over training batches since the last evaluation, saved in checkpoints: an `epoch` event must not depend on a
+/// restart.
 struct Running {
   std::int64_t samples = 0, correct = 0;
   double loss_sum = 0;
@@ -194,10 +195,11 @@ class Run {
   /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
   void save(bool planned) {
     (planned ? metrics_ : timing_)->write("checkpoint", step_);
-    // Best by the last validation among the checkpoints with the fewest weights: a dense network from before the pruning is not
-    // what the run is for. Without a validation split, the latest.
+    // Best by the last validation among the checkpoints with the fewest weights: a dense network from before the
+    // pruning is not what the run is for. Without a validation split, the latest.
     const std::int64_t nnz = model_.sparsifier->nnz();
-    const bool best = planned && (!last_validation_ || !best_accuracy_ || nnz < best_nnz_ || *last_validation_ > *best_accuracy_);
+    const bool best =
+        planned && (!last_validation_ || !best_accuracy_ || nnz < best_nnz_ || *last_validation_ > *best_accuracy_);
     if (best && last_validation_) best_accuracy_ = last_validation_;
     if (best) best_nnz_ = nnz;
     Checkpoint c;
@@ -231,8 +233,9 @@ class Run {
     const Evaluation test = evaluate(*model_.network, data_.test_batches());
     summary["test_accuracy"] = test.accuracy();
     summary["test_loss"] = test.loss();
-    metrics_->write("eval", step_,
-                    {{"split", "test"}, {"loss", test.loss()}, {"accuracy", test.accuracy()}, {"samples", test.samples}});
+    metrics_->write(
+        "eval", step_,
+        {{"split", "test"}, {"loss", test.loss()}, {"accuracy", test.accuracy()}, {"samples", test.samples}});
     metrics_->write("end", step_, {{"status", "done"}});
     metrics_->position();
     timing_->position();
@@ -304,9 +307,10 @@ class Run {
                           output.numel() - output.isfinite().sum().item<std::int64_t>(), output.numel());
       found = true;
     });
-    const std::string text =
-        fmt::format("step {}: the loss is {}; the first layer at fault is {}. The learning rate was {:g}: lower [optim].lr, "
-                    "or set [train].clip_norm or [schedule].warmup", step_ + 1, loss, place, rate);
+    const std::string text = fmt::format(
+        "step {}: the loss is {}; the first layer at fault is {}. The learning rate was {:g}: lower [optim].lr, "
+        "or set [train].clip_norm or [schedule].warmup",
+        step_ + 1, loss, place, rate);
     metrics_->write("end", step_, {{"status", "diverged"}, {"text", text}});
     metrics_->position();
     timing_->position();

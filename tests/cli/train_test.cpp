@@ -60,7 +60,9 @@ class Train : public Program {
     argv.push_back(nullptr);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
-    for (const int fd : {1, 2}) posix_spawn_file_actions_addopen(&actions, fd, (folder / "child.txt").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+    for (const int fd : {1, 2})
+      posix_spawn_file_actions_addopen(&actions, fd, (folder / "child.txt").c_str(), O_WRONLY | O_CREAT | O_APPEND,
+                                       0644);
     pid_t pid = -1;
     EXPECT_EQ(posix_spawn(&pid, ESPALIER_PROGRAM, &actions, nullptr, argv.data(), environ), 0);
     posix_spawn_file_actions_destroy(&actions);
@@ -87,15 +89,17 @@ TEST_F(Train, KilledAtTwentyRandomMomentsItEndsInTheSameBytes) {
     std::this_thread::sleep_for(std::chrono::milliseconds(150 + random.below(900)));
     kill(pid, SIGKILL);
     const int status = wait_for(pid);
-    if (status == 128 + SIGKILL) ++kills;
-    else finished = true;  // a fast machine: the run was over; kill the next one from its start
+    if (status == 128 + SIGKILL)
+      ++kills;
+    else
+      finished = true;  // a fast machine: the run was over; kill the next one from its start
     if (finished && kills < 20) {
       ASSERT_EQ(status == 0 || status == 128 + SIGKILL, true) << status << read("child.txt");
     }
   }
   ASSERT_EQ(wait_for(start({at("c.toml"), "--resume", at("killed")})), 0) << read("child.txt");
-  for (const char* file : {"metrics.jsonl", "checkpoints/latest/model.safetensors", "checkpoints/latest/optimizer.safetensors",
-                           "checkpoints/latest/sparsity.safetensors"}) {
+  for (const char* file : {"metrics.jsonl", "checkpoints/latest/model.safetensors",
+                           "checkpoints/latest/optimizer.safetensors", "checkpoints/latest/sparsity.safetensors"}) {
     const std::string want = read(std::string("whole/") + file);
     ASSERT_GT(want.size(), 100u) << file;
     EXPECT_TRUE(want == read(std::string("killed/") + file)) << file << " differs";
@@ -166,7 +170,10 @@ TEST_F(Train, RefusesWhatWouldLoseOrMixRuns) {
 
 TEST_F(Train, PruneReportsEveryShare) {
   ASSERT_EQ(run("train --preset glyphs-demo --set data.train_size=640 --set data.test_size=100 --set train.epochs=2 "
-                "--set method.name=dense --set sparsity.sparsity=0 --run-dir r").status, 0) << read("stderr.txt");
+                "--set method.name=dense --set sparsity.sparsity=0 --run-dir r")
+                .status,
+            0)
+      << read("stderr.txt");
   const Result r = run("prune r --sparsity 0,0.9,0.99 --distribution global --retrain 5it --json");
   ASSERT_EQ(r.status, 0) << r.err;
   const json points = json::parse(r.out)["points"];

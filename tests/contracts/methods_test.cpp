@@ -77,7 +77,8 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   for (const auto& m : known_methods())
     for (const char* distribution : {"uniform", "erk", "global"})
-      for (const auto& [alpha, update] : {std::pair{1.0, Update::gradient}, {1.5, Update::gradient}, {2.3, Update::target}})
+      for (const auto& [alpha, update] :
+           {std::pair{1.0, Update::gradient}, {1.5, Update::gradient}, {2.3, Update::target}})
         all.push_back({m.name, distribution, alpha, update});
   return all;
 }

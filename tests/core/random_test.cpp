@@ -45,7 +45,11 @@ TEST(RandomStream, MomentsOfUniformAndNormalNumbers) {
     const double z = s.normal_at(static_cast<std::uint64_t>(i));
     ASSERT_GE(u, 0.0);
     ASSERT_LT(u, 1.0);
-    u1 += u; u2 += u * u; z1 += z; z2 += z * z; z4 += z * z * z * z;
+    u1 += u;
+    u2 += u * u;
+    z1 += z;
+    z2 += z * z;
+    z4 += z * z * z * z;
   }
   // Five standard errors: sqrt(Var / n) with Var(u) = 1/12, Var(u^2) = 4/45, Var(z) = 1, Var(z^2) = 2, Var(z^4) = 96.
   const double root = std::sqrt(static_cast<double>(n));
@@ -84,9 +88,7 @@ TEST(RandomSubset, HasExactlyKDifferentSortedMembersAndIsUniform) {
   for (const auto& [subset, count] : counts) EXPECT_NEAR(count, 2000, 5 * std::sqrt(20000 * 0.1 * 0.9));
 }
 
-TEST(RandomSubset, TooManyIsAnError) {
-  EXPECT_THROW(random_subset(3, 4, RandomStream(2, Purpose::test)), Error);
-}
+TEST(RandomSubset, TooManyIsAnError) { EXPECT_THROW(random_subset(3, 4, RandomStream(2, Purpose::test)), Error); }
 
 }  // namespace
 }  // namespace espalier

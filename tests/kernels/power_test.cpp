@@ -28,12 +28,24 @@ struct Known {
   double phi, alpha, psi, derivative;
 };
 const Known kKnown[] = {
-    {0.5, 1, 0.5, 1},        {0.5, 1.25, 0.42044821, 1.05112052},   {0.5, 1.5, 0.35355339, 1.06066017},
-    {0.5, 2, 0.25, 1},       {0.5, 3, 0.125, 0.75},                 {0.5, 4, 0.0625, 0.5},
-    {0.5, 5, 0.03125, 0.3125}, {-2, 1.25, -2.37841423, 1.48650889}, {-2, 1.5, -2.82842712, 2.12132034},
-    {-2, 2, -4, 4},          {-2, 3, -8, 12},                       {-2, 4, -16, 32},
-    {-2, 5, -32, 80},        {0.1, 1.25, 0.05623413, 0.70292666},   {0.1, 1.5, 0.03162278, 0.47434165},
-    {0.1, 2, 0.01, 0.2},     {0.1, 3, 0.001, 0.03},                 {0.1, 4, 0.0001, 0.004},
+    {0.5, 1, 0.5, 1},
+    {0.5, 1.25, 0.42044821, 1.05112052},
+    {0.5, 1.5, 0.35355339, 1.06066017},
+    {0.5, 2, 0.25, 1},
+    {0.5, 3, 0.125, 0.75},
+    {0.5, 4, 0.0625, 0.5},
+    {0.5, 5, 0.03125, 0.3125},
+    {-2, 1.25, -2.37841423, 1.48650889},
+    {-2, 1.5, -2.82842712, 2.12132034},
+    {-2, 2, -4, 4},
+    {-2, 3, -8, 12},
+    {-2, 4, -16, 32},
+    {-2, 5, -32, 80},
+    {0.1, 1.25, 0.05623413, 0.70292666},
+    {0.1, 1.5, 0.03162278, 0.47434165},
+    {0.1, 2, 0.01, 0.2},
+    {0.1, 3, 0.001, 0.03},
+    {0.1, 4, 0.0001, 0.004},
 };
 
 template <class T>
@@ -60,12 +72,13 @@ TEST(Power, ReproducesTheHandWorkedNumbers) {
   }
 }
 
-// |x|^p in single precision against the library's in double. Quarter powers take at most five rounded products and two roots
-// (each half an ulp, 6e-8): 4e-7 is a bound. The general power has an error of
-// about 1e-7 in p log2(m) per unit of p, |log2 m| <= 1/2, beside the fixed 3e-7: below 4e-7 + 4e-8 p.
+// |x|^p in single precision against the library's in double. Quarter powers take at most five rounded products and two
+// roots (each half an ulp, 6e-8): 4e-7 is a bound. The general power has an error of about 1e-7 in p log2(m) per unit
+// of p, |log2 m| <= 1/2, beside the fixed 3e-7: below 4e-7 + 4e-8 p.
 TEST(Power, StaysWithinItsErrorBoundOverTheWholeRange) {
   for (const Table* t : runnable()) {
-    for (const double alpha : {1.25, 1.5, 1.75, 2.0, 2.25, 3.5, 4.0, 5.0, 1.01, 1.3, 1.7, 2.1, 2.718281828, 3.3333, 6.5, 16.0}) {
+    for (const double alpha :
+         {1.25, 1.5, 1.75, 2.0, 2.25, 3.5, 4.0, 5.0, 1.01, 1.3, 1.7, 2.1, 2.718281828, 3.3333, 6.5, 16.0}) {
       double worst = 0;
       int compared = 0;
       for (double exponent = -37; exponent < 37; exponent += 0.0173) {
@@ -76,7 +89,8 @@ TEST(Power, StaysWithinItsErrorBoundOverTheWholeRange) {
         ++compared;
       }
       EXPECT_GT(compared, 200);
-      EXPECT_LT(worst, 4.6e-7 + 4e-8 * alpha) << t->isa << " alpha " << alpha;  // the bound, and one rounding of the factor alpha
+      EXPECT_LT(worst, 4.6e-7 + 4e-8 * alpha)
+          << t->isa << " alpha " << alpha;  // the bound, and one rounding of the factor alpha
     }
   }
 }
@@ -102,7 +116,7 @@ TEST(Power, DivergedWeightsStayVisible) {
       EXPECT_EQ(push_one<float>(*t, -inf, alpha), -inf) << t->isa << " " << alpha;
       EXPECT_EQ(push_one<float>(*t, 1e30f, 16), inf);
     }
-    EXPECT_EQ(push_one<float>(*t, 1e-30f, 7.3), 0.0f);  // underflow, not garbage
+    EXPECT_EQ(push_one<float>(*t, 1e-30f, 7.3), 0.0f);                           // underflow, not garbage
     EXPECT_NEAR(push_one<float>(*t, 1e-40f, 1.3) / std::pow(1e-40, 1.3), 1, 1);  // subnormal in, subnormal or zero out
   }
 }
@@ -156,7 +170,8 @@ TEST(Power, MaskedPushPullAndTargetFollowTheirFormulas) {
         const auto at = static_cast<std::int64_t>(i);
         const float p = phi[i], a = std::fabs(p);
         EXPECT_EQ(before[i], f.test(at) ? p * a : 0) << t->isa << " n " << n << " i " << i;
-        EXPECT_EQ(pulled[i], b.test(at) ? (g[i] + 0.5f * p * a * a) * 3 * a * a : 0) << t->isa << " n " << n << " i " << i;
+        EXPECT_EQ(pulled[i], b.test(at) ? (g[i] + 0.5f * p * a * a) * 3 * a * a : 0)
+            << t->isa << " n " << n << " i " << i;
         const float want = b.test(at) ? p + g[i] * 2 * a : p;
         EXPECT_EQ(moved[i], want) << t->isa << " n " << n << " i " << i;
         EXPECT_EQ(target[i], f.test(at) ? want * std::fabs(want) : 0) << t->isa << " n " << n << " i " << i;
@@ -209,7 +224,8 @@ TEST(Power, ThePowerLeftByThePushServesThePull) {
         t->power<float>().pull_with_power(phi.data(), power.data(), mask.words(), 2.3, decay, with.data(), 0, n);
         // The same formula, perhaps contracted differently: a few roundings of the terms of the sum.
         for (std::size_t i = 0; i < g.size(); ++i) {
-          const double scale = (std::fabs(g[i]) + decay * std::pow(std::fabs(phi[i]), 2.3)) * 2.3 * std::pow(std::fabs(phi[i]), 1.3);
+          const double scale =
+              (std::fabs(g[i]) + decay * std::pow(std::fabs(phi[i]), 2.3)) * 2.3 * std::pow(std::fabs(phi[i]), 1.3);
           EXPECT_NEAR(direct[i], with[i], 4e-7 * scale) << t->isa << " " << n;
         }
       }
@@ -223,8 +239,10 @@ TEST(Power, ThePowerLeftByThePushServesThePull) {
 
 TEST(Dispatch, ForcedInstructionSetIsTheOneInUse) {
   const char* forced = std::getenv("ESPALIER_ISA");
-  if (forced != nullptr && *forced != '\0') EXPECT_STREQ(active().isa, forced);
-  else EXPECT_TRUE(active().runs_here());
+  if (forced != nullptr && *forced != '\0')
+    EXPECT_STREQ(active().isa, forced);
+  else
+    EXPECT_TRUE(active().runs_here());
   EXPECT_STREQ(compiled().back()->isa, "scalar");
 }
 
@@ -241,7 +259,11 @@ TEST(Dispatch, UnknownInstructionSetIsAnError) {
 TEST(BitMask, CountsSetsAndLists) {
   BitMask m(70);
   EXPECT_EQ(m.count(), 0);
-  m.set(0, true); m.set(69, true); m.set(69, true); m.set(64, true); m.set(64, false);
+  m.set(0, true);
+  m.set(69, true);
+  m.set(69, true);
+  m.set(64, true);
+  m.set(64, false);
   EXPECT_EQ(m.count(), 2);
   EXPECT_EQ(m.positions(), (std::vector<std::int64_t>{0, 69}));
   EXPECT_TRUE(BitMask(70, true).all());

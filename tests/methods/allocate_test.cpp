@@ -52,12 +52,19 @@ TEST(Apportion, FullEntriesPassTheRestOn) {
 
 // Densities worked out from the definition (k_l = eps * weight_l, capped layers redistributed); eps found by hand.
 TEST(Allocate, ErkOfLeNet300MatchesHandWorkedDensities) {
-  struct Case { double sparsity; std::vector<double> density; };
-  for (const Case& c : {Case{0.5, {.434099, 1, 1}}, {0.8, {.162241, .469362, 1}}, {0.9, {.079568, .230189, 1}},
-                        {0.95, {.038484, .111334, .918507}}, {0.98, {.015394, .044534, .367403}}}) {
+  struct Case {
+    double sparsity;
+    std::vector<double> density;
+  };
+  for (const Case& c : {Case{0.5, {.434099, 1, 1}},
+                        {0.8, {.162241, .469362, 1}},
+                        {0.9, {.079568, .230189, 1}},
+                        {0.95, {.038484, .111334, .918507}},
+                        {0.98, {.015394, .044534, .367403}}}) {
     const auto d = densities(kLeNet300, c.sparsity, "erk");
     const auto n = sizes(kLeNet300);
-    for (std::size_t i = 0; i < 3; ++i) EXPECT_NEAR(d[i], c.density[i], 1.0 / static_cast<double>(n[i])) << c.sparsity << " " << i;
+    for (std::size_t i = 0; i < 3; ++i)
+      EXPECT_NEAR(d[i], c.density[i], 1.0 / static_cast<double>(n[i])) << c.sparsity << " " << i;
   }
   // 18714.34 / 6905.66 / 1000: the second has the larger remainder.
   EXPECT_EQ(allocate(kLeNet300, sizes(kLeNet300), 0.9, "erk"), (Counts{18714, 6906, 1000}));
@@ -81,7 +88,8 @@ TEST(Allocate, TheBudgetIsExactForEveryDistributionAndSparsity) {
     for (const char* distribution : {"uniform", "er", "erk"}) {
       for (double s = 0; s < 1; s += 0.0137) {
         const auto kept = allocate(shapes, n, s, distribution);
-        EXPECT_EQ(std::accumulate(kept.begin(), kept.end(), std::int64_t{0}), kept_count(total, s)) << distribution << " " << s;
+        EXPECT_EQ(std::accumulate(kept.begin(), kept.end(), std::int64_t{0}), kept_count(total, s))
+            << distribution << " " << s;
         for (std::size_t i = 0; i < n.size(); ++i) {
           EXPECT_GE(kept[i], 0);
           EXPECT_LE(kept[i], n[i]);

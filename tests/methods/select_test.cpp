@@ -43,7 +43,8 @@ TEST(SelectTopCounts, RanksAllTogether) {
 
 // Hand-worked values of s_f + (s_i - s_f)(1 - t)^3.
 TEST(Schedule, Cubic) {
-  for (const auto& [t, s] : {std::pair{.1, .2439}, {.25, .5203125}, {.5, .7875}, {.75, .8859375}, {.9, .8991}, {1.0, .9}})
+  for (const auto& [t, s] :
+       {std::pair{.1, .2439}, {.25, .5203125}, {.5, .7875}, {.75, .8859375}, {.9, .8991}, {1.0, .9}})
     EXPECT_NEAR(cubic_schedule(0, 0.9, t), s, 1e-12) << t;
   EXPECT_NEAR(cubic_schedule(0, 0.8, .25), .4625, 1e-12);
   EXPECT_EQ(cubic_schedule(0, 0.9, 2), 0.9);

@@ -28,7 +28,9 @@ at::Tensor inputs(torch::Dtype type) {
   return torch::randn({16, 6}, type);
 }
 at::Tensor labels() { return torch::arange(16) % 3; }
-at::Tensor loss_of(Mlp& net, torch::Dtype type) { return torch::cross_entropy_loss(net.forward(inputs(type)), labels()); }
+at::Tensor loss_of(Mlp& net, torch::Dtype type) {
+  return torch::cross_entropy_loss(net.forward(inputs(type)), labels());
+}
 
 std::unique_ptr<Sparsifier> sparsifier(Mlp& net, const Reparametrisation& psi, const std::string& method = "dense",
                                        SparsifierOptions options = {}) {
@@ -36,14 +38,16 @@ std::unique_ptr<Sparsifier> sparsifier(Mlp& net, const Reparametrisation& psi, c
 }
 
 TEST(Matches, StarsAndQuestionMarks) {
-  for (const auto& [p, n] : {std::pair{"fc1*", "fc1.weight"}, {"*", "x"}, {"*.conv?.weight", "layer1.0.conv2.weight"}, {"a*b*c", "aXbYbc"}})
+  for (const auto& [p, n] :
+       {std::pair{"fc1*", "fc1.weight"}, {"*", "x"}, {"*.conv?.weight", "layer1.0.conv2.weight"}, {"a*b*c", "aXbYbc"}})
     EXPECT_TRUE(matches(p, n)) << p << " " << n;
-  for (const auto& [p, n] : {std::pair{"fc1", "fc1.weight"}, {"", "x"}, {"*.conv?", "conv1"}, {"a*b", "abc"}, {"?", ""}})
+  for (const auto& [p, n] :
+       {std::pair{"fc1", "fc1.weight"}, {"", "x"}, {"*.conv?", "conv1"}, {"a*b", "abc"}, {"?", ""}})
     EXPECT_FALSE(matches(p, n)) << p << " " << n;
 }
 
-// What reaches the optimiser, against central differences of the loss as a function of phi, in double precision. The loss is
-// evaluated by writing w = psi(phi) into the network through plain torch operations, a path of its own.
+// What reaches the optimiser, against central differences of the loss as a function of phi, in double precision. The
+// loss is evaluated by writing w = psi(phi) into the network through plain torch operations, a path of its own.
 TEST(Sparsifier, GradientOfPhiAgreesWithCentralDifferencesAlsoAtZero) {
   for (const double alpha : {1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 2.7}) {
     Mlp net(torch::kDouble);
@@ -71,7 +75,8 @@ TEST(Sparsifier, GradientOfPhiAgreesWithCentralDifferencesAlsoAtZero) {
         };
         const double numeric = (at_phi(h) - at_phi(-h)) / (2 * h);
         // Truncation of the difference: at phi = 0 it is of order h^(alpha-1) (the map has no second derivative there).
-        const double bound = phi0.view({-1})[i].item<double>() == 0 && alpha > 1 && alpha < 3 ? 4 * std::pow(h, alpha - 1) : 2e-8;
+        const double bound =
+            phi0.view({-1})[i].item<double>() == 0 && alpha > 1 && alpha < 3 ? 4 * std::pow(h, alpha - 1) : 2e-8;
         EXPECT_NEAR(analytic[i].item<double>(), numeric, bound) << "alpha " << alpha << " layer " << l << " i " << i;
         if (phi0.view({-1})[i].item<double>() == 0 && alpha > 1) EXPECT_EQ(analytic[i].item<double>(), 0);
         layer.copy_(w0);
@@ -80,7 +85,8 @@ TEST(Sparsifier, GradientOfPhiAgreesWithCentralDifferencesAlsoAtZero) {
   }
 }
 
-// Update::target with plain SGD is the gradient update: phi - lr dL/dw psi'(phi); checked against the same central differences' chain.
+// Update::target with plain SGD is the gradient update: phi - lr dL/dw psi'(phi); checked against the same central
+// differences' chain.
 TEST(Sparsifier, TargetAndGradientAgreeForPlainSgd) {
   for (const double alpha : {1.25, 1.5, 2.0, 3.0, 2.7}) {
     Mlp a(torch::kDouble), b(torch::kDouble);
@@ -116,7 +122,8 @@ TEST(Sparsifier, TargetAndGradientDifferWithMomentum) {
   EXPECT_FALSE(torch::allclose(a.fc1->weight, b.fc1->weight, 1e-6, 1e-8));
 }
 
-// Adam's first step has size lr for every phi; the corrected one lr psi'(phi): phi = 0.5 moves by lr, 0.05 by a tenth of it.
+// Adam's first step has size lr for every phi; the corrected one lr psi'(phi): phi = 0.5 moves by lr, 0.05 by a tenth
+// of it.
 TEST(Sparsifier, TargetUndoesAdamsNormalisation) {
   auto linear = torch::nn::Linear(torch::nn::LinearOptions(2, 1).bias(false));
   {
@@ -145,20 +152,26 @@ TEST(Sparsifier, AlphaOneIsThePlainNetworkToTheBit) {
       loss_of(wrapped, torch::kFloat).backward();
       s->step(ow);
     }
-    for (const auto& p : plain.named_parameters()) EXPECT_TRUE(torch::equal(p.value(), wrapped.named_parameters()[p.key()])) << p.key();
+    for (const auto& p : plain.named_parameters())
+      EXPECT_TRUE(torch::equal(p.value(), wrapped.named_parameters()[p.key()])) << p.key();
   }
 }
 
 // Momentum and weight decay do not know of masks; phi outside M_b must not move by a bit.
 TEST(Sparsifier, WhatIsOutsideTheBackwardMaskStaysToTheBit) {
-  for (const auto& psi : {Reparametrisation(), Reparametrisation(Powerprop(1.5)), Reparametrisation(Powerprop(2, Update::target))}) {
+  for (const auto& psi :
+       {Reparametrisation(), Reparametrisation(Powerprop(1.5)), Reparametrisation(Powerprop(2, Update::target))}) {
     for (const bool adam : {false, true}) {
       Mlp net;
       auto s = sparsifier(net, psi, "static-random", SparsifierOptions().sparsity(0.4));
       SparseWeight& w = *s->weights()[0];
       std::unique_ptr<torch::optim::Optimizer> optimizer;
-      if (adam) optimizer = std::make_unique<torch::optim::Adam>(s->parameters(), torch::optim::AdamOptions(0.01).weight_decay(0.01));
-      else optimizer = std::make_unique<torch::optim::SGD>(s->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9).weight_decay(0.01));
+      if (adam)
+        optimizer =
+            std::make_unique<torch::optim::Adam>(s->parameters(), torch::optim::AdamOptions(0.01).weight_decay(0.01));
+      else
+        optimizer = std::make_unique<torch::optim::SGD>(
+            s->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9).weight_decay(0.01));
       for (int step = 0; step < 10; ++step) {  // moments build up everywhere first
         loss_of(net, torch::kFloat).backward();
         s->step(*optimizer);
@@ -183,7 +196,8 @@ TEST(Sparsifier, WhatIsOutsideTheBackwardMaskStaysToTheBit) {
 }
 
 TEST(Sparsifier, DecayActsWhereItIsTold) {
-  // No gradient but the decay's: L2 on w adds rate w to dL/dw, so phi moves by -lr rate w psi'(phi); on phi by -lr rate phi.
+  // No gradient but the decay's: L2 on w adds rate w to dL/dw, so phi moves by -lr rate w psi'(phi); on phi by -lr rate
+  // phi.
   const auto moved = [](WeightDecay decay, bool optimizer_decays) {
     auto linear = torch::nn::Linear(torch::nn::LinearOptions(1, 1).bias(false).bias(false));
     {
@@ -198,8 +212,8 @@ TEST(Sparsifier, DecayActsWhereItIsTold) {
     return s.weights()[0]->values()[0].item<double>();
   };
   EXPECT_NEAR(moved({0.2, DecaySpace::w, false}, false), 0.5 - 0.1 * 0.2 * 0.25 * 2 * 0.5, 1e-12);
-  EXPECT_NEAR(moved({}, true), 0.5 - 0.1 * 0.2 * 0.5, 1e-12);                                        // phi, by the optimiser
-  EXPECT_NEAR(moved({0.2, DecaySpace::w, true}, false), 0.5 * std::sqrt(1 - 0.1 * 0.2), 1e-12);     // w (1 - lr rate)
+  EXPECT_NEAR(moved({}, true), 0.5 - 0.1 * 0.2 * 0.5, 1e-12);  // phi, by the optimiser
+  EXPECT_NEAR(moved({0.2, DecaySpace::w, true}, false), 0.5 * std::sqrt(1 - 0.1 * 0.2), 1e-12);  // w (1 - lr rate)
 }
 
 TEST(Sparsifier, NewbornAndDroppedWeightsHaveNoMomentum) {
@@ -295,7 +309,8 @@ TEST_P(KnownOptimizers, GoOnToTheSameBits) {
   s2->restore(masks);
   load_optimizer(*o2, s2->named_parameters(), moments);
   steps(again, *s2, *o2, 60);
-  for (const auto& p : net.named_parameters()) EXPECT_TRUE(torch::equal(p.value(), again.named_parameters()[p.key()])) << p.key();
+  for (const auto& p : net.named_parameters())
+    EXPECT_TRUE(torch::equal(p.value(), again.named_parameters()[p.key()])) << p.key();
   EXPECT_EQ(s->nnz(), s2->nnz());
   EXPECT_EQ(s->nnz(), 22);  // 72 * 0.3 = 21.6
 }

@@ -12,7 +12,9 @@ std::vector<double> values(const at::Tensor& t) {
   return {d.data_ptr<double>(), d.data_ptr<double>() + d.numel()};
 }
 at::Tensor positions(std::vector<std::int64_t> list) { return torch::tensor(list, torch::kInt64); }
-at::Tensor leaf(std::vector<double> list) { return torch::tensor(list, torch::kDouble).view({2, -1}).set_requires_grad(true); }
+at::Tensor leaf(std::vector<double> list) {
+  return torch::tensor(list, torch::kDouble).view({2, -1}).set_requires_grad(true);
+}
 using Doubles = std::vector<double>;
 
 TEST(Reparametrisation, MapsInvertsAndRefuses) {
@@ -23,7 +25,8 @@ TEST(Reparametrisation, MapsInvertsAndRefuses) {
   }
   EXPECT_EQ(values(Powerprop(2).inverse(w)), (Doubles{0.5, -0.7071067811865476, 0, 2}));
   EXPECT_EQ(values(Powerprop(3).derivative(torch::tensor({0.0, -2.0}, torch::kDouble))), (Doubles{0, 12}));
-  for (const double bad : {0.5, 0.0, -1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
+  for (const double bad :
+       {0.5, 0.0, -1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
     EXPECT_THROW(Powerprop p(bad), Error) << bad;
 }
 
@@ -61,7 +64,8 @@ TEST(MaskedWeight, TargetMovesPhiByTheStepInWTimesTheSlope) {
   EXPECT_TRUE(s->parameter().is_same(w));
   {
     const torch::NoGradGuard no_grad;
-    w.add_(torch::tensor({0.5, 0.25, 7.0, -0.5}, torch::kDouble).view({2, 2}));  // an optimiser's step, and decay on the third
+    w.add_(torch::tensor({0.5, 0.25, 7.0, -0.5}, torch::kDouble)
+               .view({2, 2}));  // an optimiser's step, and decay on the third
   }
   s->settle();
   // phi + step 2|phi|: 0.5 + 0.5, -2 + 0.25*4, unmoved, 3 - 0.5*6
@@ -93,17 +97,18 @@ TEST(MaskedWeight, WrongPositionsChangeNothing) {
   auto w = leaf({1, 2, 3, 4});
   auto s = make_masked_weight("w", w, {}, 0);
   s->rewire({positions({0}), {}, {}, {}});
-  EXPECT_THROW(s->rewire({positions({1, 0}), {}, {}, {}}), Error);             // not ascending
-  EXPECT_THROW(s->rewire({positions({0}), {}, {}, {}}), Error);                // not active
-  EXPECT_THROW(s->rewire({positions({4}), {}, {}, {}}), Error);                // outside
-  EXPECT_THROW(s->rewire({{}, positions({1}), {}, {}}), Error);                // active already
+  EXPECT_THROW(s->rewire({positions({1, 0}), {}, {}, {}}), Error);  // not ascending
+  EXPECT_THROW(s->rewire({positions({0}), {}, {}, {}}), Error);     // not active
+  EXPECT_THROW(s->rewire({positions({4}), {}, {}, {}}), Error);     // outside
+  EXPECT_THROW(s->rewire({{}, positions({1}), {}, {}}), Error);     // active already
   EXPECT_THROW(s->rewire({positions({1}), positions({0}), torch::zeros({2}), {}}), Error);
   EXPECT_EQ(values(w), (Doubles{0, 2, 3, 4}));
   EXPECT_EQ(s->nnz(), 3);
 }
 
 TEST(MaskedWeight, ArchiveRestoresEveryBit) {
-  for (const auto& psi : {Reparametrisation(), Reparametrisation(Powerprop(1.7)), Reparametrisation(Powerprop(2, Update::target))}) {
+  for (const auto& psi :
+       {Reparametrisation(), Reparametrisation(Powerprop(1.7)), Reparametrisation(Powerprop(2, Update::target))}) {
     auto w = torch::randn({5, 7}).set_requires_grad(true);
     auto s = make_masked_weight("w", w, psi, 0);
     s->rewire({positions({1, 2, 30}), {}, {}, {}});

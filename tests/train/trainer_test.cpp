@@ -20,7 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 using espalier::testing::TemporaryDirectory;
 
-// A small run on the built-in data: 300 training images, 60 to validate, 22 steps an epoch with a short last batch of 6.
+// A small run on the built-in data: 300 training images, 60 to validate, 22 steps an epoch with a short last batch
+// of 6.
 const char* const kSmall = R"(
 [data]
 name = "glyphs"
@@ -54,8 +55,9 @@ every = "4it"
 RunConfig small(const std::string& more = "") { return parse_config(kSmall + more, "test"); }
 
 TrainResult run(const RunConfig& config, const fs::path& path, const TrainHooks& hooks = {}) {
-  RunDirectory directory = fs::exists(path / "config.toml") ? RunDirectory::open(path)
-                                                            : RunDirectory::create(path, {to_toml(config), "", "", Json::object()}, false);
+  RunDirectory directory = fs::exists(path / "config.toml")
+                               ? RunDirectory::open(path)
+                               : RunDirectory::create(path, {to_toml(config), "", "", Json::object()}, false);
   return train(config, directory, hooks);
 }
 
@@ -64,14 +66,22 @@ TEST(Trainer, LeavesTheRunDirectoryOfTheContract) {
   const auto result = run(small(), tmp.path() / "run");
   EXPECT_EQ(result.outcome, Outcome::done);
   const Json s = read_json(tmp.path() / "run" / "summary.json");
-  for (const char* key : {"schema", "status", "model", "method", "reparam", "alpha", "seed", "epochs", "steps", "test_accuracy",
-                          "val_accuracy", "test_loss", "sparsity", "nnz", "weights", "flops_forward", "train_seconds",
-                          "samples_per_second", "peak_rss_bytes", "storage", "threads", "isa"})
+  for (const char* key : {"schema",         "status",
+                          "model",          "method",
+                          "reparam",        "alpha",
+                          "seed",           "epochs",
+                          "steps",          "test_accuracy",
+                          "val_accuracy",   "test_loss",
+                          "sparsity",       "nnz",
+                          "weights",        "flops_forward",
+                          "train_seconds",  "samples_per_second",
+                          "peak_rss_bytes", "storage",
+                          "threads",        "isa"})
     EXPECT_TRUE(s.contains(key)) << key;
   EXPECT_EQ(s["status"], "done");
-  EXPECT_EQ(s["steps"], 66);                            // 3 epochs of ceil(300 / 14)
+  EXPECT_EQ(s["steps"], 66);  // 3 epochs of ceil(300 / 14)
   EXPECT_EQ(s["weights"], 784 * 24 + 24 * 10);
-  EXPECT_EQ(s["nnz"], 3811);                            // round(0.2 * 19056)
+  EXPECT_EQ(s["nnz"], 3811);  // round(0.2 * 19056)
   EXPECT_EQ(s["flops_forward"], 2 * 3811);
   EXPECT_GT(s["test_accuracy"].get<double>(), 0.2);
   // The accuracy is a share of 130: counted, not averaged over batches.
@@ -175,7 +185,9 @@ TEST(Prune, GeometricSpaceIsTheNotebooksList) {
 TEST(Prune, NotebookProtocolKeepsTheKnownCountsOfLeNet300) {
   const TemporaryDirectory tmp;
   const RunConfig config = parse_config(
-      "[data]\ntrain_size = 100\ntest_size = 50\n[model]\nname = \"lenet-300-100\"\n[train]\nsteps = 2\nbatch_size = 20\nepochs = 0\n", "test");
+      "[data]\ntrain_size = 100\ntest_size = 50\n[model]\nname = \"lenet-300-100\"\n[train]\nsteps = 2\nbatch_size = "
+      "20\nepochs = 0\n",
+      "test");
   run(config, tmp.path() / "run");
   PruneOptions options;
   options.distribution = "notebook";
@@ -186,8 +198,10 @@ TEST(Prune, NotebookProtocolKeepsTheKnownCountsOfLeNet300) {
   EXPECT_EQ(points[5].layer_nnz, (Counts{7902, 1007, 67}));
   EXPECT_EQ(points[17].layer_nnz, (Counts{144847, 18475, 1000}));
   EXPECT_EQ(points[19].layer_nnz, (Counts{235200, 30000, 1000}));
-  EXPECT_EQ(points[19].evaluation.correct, evaluate(*restore_model(load_run(tmp.path() / "run"), {1, 28, 28}, 10, {0, 2, 5}).network,
-                                                    RunData(config).test_batches()).correct);
+  EXPECT_EQ(points[19].evaluation.correct,
+            evaluate(*restore_model(load_run(tmp.path() / "run"), {1, 28, 28}, 10, {0, 2, 5}).network,
+                     RunData(config).test_batches())
+                .correct);
 }
 
 TEST(Prune, RetrainingHelpsAndKeepsTheMask) {

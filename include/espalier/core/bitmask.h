@@ -12,15 +12,15 @@ class BitMask {
   explicit BitMask(std::int64_t size, bool value = false);
 
   std::int64_t size() const { return size_; }
-  std::int64_t count() const { return count_; }        ///< number of ones; O(1)
+  std::int64_t count() const { return count_; }  ///< number of ones; O(1)
   bool all() const { return count_ == size_; }
   bool test(std::int64_t i) const { return (words_[word(i)] >> (i & 63)) & 1u; }
   void set(std::int64_t i, bool value);
-  std::vector<std::int64_t> positions() const;         ///< the ones, ascending
+  std::vector<std::int64_t> positions() const;  ///< the ones, ascending
   const std::uint64_t* words() const { return words_.data(); }
   /// Null where every bit is set: kernels take that as "no mask".
   const std::uint64_t* words_or_null() const { return all() ? nullptr : words_.data(); }
-  bool contains(const BitMask& other) const;           ///< every one of `other` is a one here; equal sizes
+  bool contains(const BitMask& other) const;  ///< every one of `other` is a one here; equal sizes
   bool operator==(const BitMask& other) const { return size_ == other.size_ && words_ == other.words_; }
 
  private:

@@ -1,4 +1,5 @@
-/// A point in or a stretch of training, as users write it: "500it" (optimiser steps), "1.5ep" (epochs), "25%" (of the run).
+/// A point in or a stretch of training, as users write it: "500it" (optimiser steps), "1.5ep" (epochs), "25%" (of the
+/// run).
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@ namespace espalier {
 
 /// Where a run stands; 0 = not known.
 struct Clock {
-  std::int64_t step = 0;             ///< optimiser steps done
-  std::int64_t total_steps = 0;      ///< planned length of the run
+  std::int64_t step = 0;         ///< optimiser steps done
+  std::int64_t total_steps = 0;  ///< planned length of the run
   std::int64_t steps_per_epoch = 0;
 };
 

@@ -68,15 +68,15 @@ std::string nearest(const std::string& word, const Words& known) {
 }  // namespace espalier
 
 /// Throws espalier::Error of the given kind unless `condition` holds. The rest is an fmt format and its arguments.
-#define ESPALIER_CHECK(condition, kind, ...)                       \
-  do {                                                             \
-    if (!(condition)) ::espalier::fail((kind), __VA_ARGS__);       \
+#define ESPALIER_CHECK(condition, kind, ...)                 \
+  do {                                                       \
+    if (!(condition)) ::espalier::fail((kind), __VA_ARGS__); \
   } while (false)
 
 /// A broken internal promise: a bug of ours, never the user's fault. Always on: none is in a hot loop.
-#define ESPALIER_ASSERT(condition)                                                                     \
-  do {                                                                                                 \
-    if (!(condition))                                                                                  \
+#define ESPALIER_ASSERT(condition)                                                                                  \
+  do {                                                                                                              \
+    if (!(condition))                                                                                               \
       ::espalier::fail(::espalier::ErrorKind::failed, "internal error: {} does not hold ({}:{}); please report it", \
-                       #condition, __FILE__, __LINE__);                                                \
+                       #condition, __FILE__, __LINE__);                                                             \
   } while (false)

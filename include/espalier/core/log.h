@@ -1,4 +1,5 @@
-/// Messages to people. The library never prints: it hands messages to the sink that the program has set (none by default).
+/// Messages to people. The library never prints: it hands messages to the sink that the program has set (none by
+/// default).
 #pragma once
 
 #include <functional>

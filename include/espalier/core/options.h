@@ -27,9 +27,7 @@ struct Range {
   double high = std::numeric_limits<double>::infinity();
   bool low_open = false;
   bool high_open = false;
-  bool contains(double v) const {
-    return (low_open ? v > low : v >= low) && (high_open ? v < high : v <= high);
-  }
+  bool contains(double v) const { return (low_open ? v > low : v >= low) && (high_open ? v < high : v <= high); }
   std::string text() const;  ///< "in [0, 1)", "at least 1", ""
 };
 inline Range between(double low, double high) { return {low, high, false, false}; }
@@ -48,11 +46,12 @@ struct Option {
   Range range;                       ///< numbers only
   std::vector<std::string> choices;  ///< strings only; empty = any string
 
-  std::string type() const;          ///< "boolean", "integer", "number", "string", "duration", "list of integers", …
-  std::string value_text() const;    ///< the present value in TOML's notation
+  std::string type() const;        ///< "boolean", "integer", "number", "string", "duration", "list of integers", …
+  std::string value_text() const;  ///< the present value in TOML's notation
   /// The values allowed, for people: the range or the choices; "" if anything goes.
   std::string allowed_text() const;
-  /// Throws Error(usage) unless the present value is finite, in range and among the choices. `where` starts the message.
+  /// Throws Error(usage) unless the present value is finite, in range and among the choices. `where` starts the
+  /// message.
   void validate(const std::string& where) const;
 };
 using OptionList = std::vector<Option>;

@@ -11,14 +11,14 @@ namespace espalier {
 
 /// What a stream is for. The values are part of the file formats (same seed -> same run): never renumber.
 enum class Purpose : std::uint64_t {
-  init = 1,        ///< weights at step 0; a = layer
-  topology = 2,    ///< masks; a = layer, b = step
-  shuffle = 3,     ///< order of samples; a = epoch
-  augment = 4,     ///< crops and flips; a = epoch, index = sample
-  split = 5,       ///< train / validation
-  glyphs = 6,      ///< built-in images; a = split, b = sample
-  dropout = 7,     ///< a = layer, b = step
-  test = 1000,     ///< for tests
+  init = 1,      ///< weights at step 0; a = layer
+  topology = 2,  ///< masks; a = layer, b = step
+  shuffle = 3,   ///< order of samples; a = epoch
+  augment = 4,   ///< crops and flips; a = epoch, index = sample
+  split = 5,     ///< train / validation
+  glyphs = 6,    ///< built-in images; a = split, b = sample
+  dropout = 7,   ///< a = layer, b = step
+  test = 1000,   ///< for tests
 };
 
 /// Ten rounds of Philox4x32 on one counter.
@@ -29,20 +29,20 @@ class RandomStream {
   RandomStream(std::uint64_t seed, Purpose purpose, std::uint64_t a = 0, std::uint64_t b = 0);
 
   // --- random access: pure functions of i -------------------------------------------------------
-  std::uint64_t bits_at(std::uint64_t i) const;   ///< 64 random bits
-  double uniform_at(std::uint64_t i) const;       ///< [0, 1), 53 bits
-  double normal_at(std::uint64_t i) const;        ///< mean 0, variance 1 (Box-Muller)
+  std::uint64_t bits_at(std::uint64_t i) const;  ///< 64 random bits
+  double uniform_at(std::uint64_t i) const;      ///< [0, 1), 53 bits
+  double normal_at(std::uint64_t i) const;       ///< mean 0, variance 1 (Box-Muller)
 
   // --- sequential: the same numbers at a position that moves -------------------------------------
   std::uint64_t bits() { return bits_at(next_++); }
   double uniform() { return uniform_at(next_++); }
   double uniform(double low, double high) { return low + (high - low) * uniform(); }
   double normal() { return normal_at(next_++); }
-  std::uint64_t below(std::uint64_t n);           ///< [0, n), exact (no modulo bias); n >= 1
+  std::uint64_t below(std::uint64_t n);  ///< [0, n), exact (no modulo bias); n >= 1
 
  private:
   std::array<std::uint32_t, 2> key_;
-  std::array<std::uint32_t, 2> name_;             // upper half of the counter
+  std::array<std::uint32_t, 2> name_;  // upper half of the counter
   std::uint64_t next_ = 0;
 };
 

@@ -1,5 +1,5 @@
-/// Which instruction set runs. Kernels are plain functions on pointers, compiled once for each instruction set; `active()` is
-/// the best table that this CPU runs, or the one that $ESPALIER_ISA (scalar, avx2, avx512) names.
+/// Which instruction set runs. Kernels are plain functions on pointers, compiled once for each instruction set;
+/// `active()` is the best table that this CPU runs, or the one that $ESPALIER_ISA (scalar, avx2, avx512) names.
 #pragma once
 
 #include <string>
@@ -17,8 +17,10 @@ struct Table {
 
   template <class T>
   const PowerKernels<T>& power() const {
-    if constexpr (sizeof(T) == sizeof(float)) return power_f32;
-    else return power_f64;
+    if constexpr (sizeof(T) == sizeof(float))
+      return power_f32;
+    else
+      return power_f64;
   }
 };
 

@@ -7,9 +7,9 @@
 
 namespace espalier {
 
-/// Prunes `weights` to `sparsity` by |w|: exactly kept_count(sum of numel, sparsity) stay. `distribution` uniform, er and erk keep
-/// each layer's allocation; global ranks all layers together. Ties keep the lower layer and position. Never grows: a layer that is
-/// sparser than its allocation already keeps what it has, and the others take the rest.
+/// Prunes `weights` to `sparsity` by |w|: exactly kept_count(sum of numel, sparsity) stay. `distribution` uniform, er
+/// and erk keep each layer's allocation; global ranks all layers together. Ties keep the lower layer and position.
+/// Never grows: a layer that is sparser than its allocation already keeps what it has, and the others take the rest.
 void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsity, const std::string& distribution);
 
 /// Prunes each weight to a budget of its own.
@@ -39,8 +39,9 @@ class OneShotMagnitude : public MagnitudePruning {
   Duration at_ = Duration::percent(50);
 };
 
-/// `gradual-magnitude`: from `start` to `end`, every `every`, along a cubic (Zhu, Gupta 2017) or linear schedule. The first pruning
-/// is at `start` with progress 0 (nothing goes unless initial_sparsity > 0); at `end` the sparsity is exactly reached.
+/// `gradual-magnitude`: from `start` to `end`, every `every`, along a cubic (Zhu, Gupta 2017) or linear schedule. The
+/// first pruning is at `start` with progress 0 (nothing goes unless initial_sparsity > 0); at `end` the sparsity is
+/// exactly reached.
 class GradualMagnitude : public MagnitudePruning {
  public:
   void describe(Describe& d) override;
@@ -57,8 +58,8 @@ class GradualMagnitude : public MagnitudePruning {
   std::string schedule_ = "cubic";
 };
 
-/// `iterative-magnitude`: `rounds` prunings, each removing the same share of what is left, retraining between them (Han et al. 2015).
-/// The first is after `start`, the last at `end`, equally spaced; training goes on after each.
+/// `iterative-magnitude`: `rounds` prunings, each removing the same share of what is left, retraining between them (Han
+/// et al. 2015). The first is after `start`, the last at `end`, equally spaced; training goes on after each.
 class IterativeMagnitude : public MagnitudePruning {
  public:
   void describe(Describe& d) override;

@@ -28,7 +28,8 @@ class Method {
   /// The method's own options, table [method].
   virtual void describe(Describe&) {}
 
-  /// Throws Error(usage) if the method cannot do what is asked (a clock without a length, a sparsity it has no use for).
+  /// Throws Error(usage) if the method cannot do what is asked (a clock without a length, a sparsity it has no use
+  /// for).
   virtual void check(const MethodContext&) const {}
 
   /// Before step 0: the initial masks.

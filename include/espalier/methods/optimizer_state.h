@@ -1,5 +1,6 @@
-/// What a torch optimiser remembers of a parameter (momentum, moments), by name: to re-index it when a topology changes, to save
-/// and to restore it. Knows SGD, Adam, AdamW, RMSprop and Adagrad; the state of any other is an error, not a guess.
+/// What a torch optimiser remembers of a parameter (momentum, moments), by name: to re-index it when a topology
+/// changes, to save and to restore it. Knows SGD, Adam, AdamW, RMSprop and Adagrad; the state of any other is an error,
+/// not a guess.
 #pragma once
 
 #include <torch/torch.h>
@@ -15,7 +16,8 @@ namespace espalier {
 
 using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// visit(name, tensor) for each element-wise state tensor that the optimiser holds for `parameter` (none before its first step).
+/// visit(name, tensor) for each element-wise state tensor that the optimiser holds for `parameter` (none before its
+/// first step).
 void for_each_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter,
                     const std::function<void(const std::string&, at::Tensor&)>& visit);
 

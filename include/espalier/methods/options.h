@@ -29,9 +29,9 @@ struct SparsityOptions {
   std::vector<std::string> dense_layers;
   void describe(Describe& d) {
     d("sparsity", sparsity, "share of zeros among the sparsified weights", from_up_to(0, 1));
-    d("distribution", distribution, "how the kept weights are shared among layers",
-      {"uniform", "er", "erk", "global"});
-    d("dense_layers", dense_layers, "layers left dense: names of weights, * and ? allowed, e.g. [\"conv1*\", \"fc3.weight\"]");
+    d("distribution", distribution, "how the kept weights are shared among layers", {"uniform", "er", "erk", "global"});
+    d("dense_layers", dense_layers,
+      "layers left dense: names of weights, * and ? allowed, e.g. [\"conv1*\", \"fc3.weight\"]");
   }
 };
 

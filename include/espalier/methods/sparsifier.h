@@ -23,16 +23,18 @@
 
 namespace espalier {
 
-/// Where weight decay acts on reparametrised weights. An L2 penalty on phi is a penalty sum |w|^(2/alpha) on w (alpha = 2: L1), so a
-/// comparison of reparametrisations has to say which. The two are one for the identity.
+/// Where weight decay acts on reparametrised weights. An L2 penalty on phi is a penalty sum |w|^(2/alpha) on w (alpha =
+/// 2: L1), so a comparison of reparametrisations has to say which. The two are one for the identity.
 enum class DecaySpace { w, phi };
 
-/// Weight decay on the sparsifiable weights, done by the Sparsifier because the optimiser's own would act on the tensor it holds:
-/// phi for Update::gradient, w for Update::target. Give the optimiser weight_decay = 0 for Sparsifier::weight_parameters() then.
+/// Weight decay on the sparsifiable weights, done by the Sparsifier because the optimiser's own would act on the tensor
+/// it holds: phi for Update::gradient, w for Update::target. Give the optimiser weight_decay = 0 for
+/// Sparsifier::weight_parameters() then.
 struct WeightDecay {
   double rate = 0;
   DecaySpace space = DecaySpace::w;
-  bool decoupled = false;  ///< AdamW's: multiply by (1 - lr rate) beside the step, instead of adding rate w to the gradient
+  bool decoupled =
+      false;  ///< AdamW's: multiply by (1 - lr rate) beside the step, instead of adding rate w to the gradient
 };
 
 struct SparsifierOptions {
@@ -65,16 +67,16 @@ class Sparsifier {
   std::vector<at::Tensor> other_parameters() const;   ///< biases, normalisation, …
   NamedParameters named_parameters() const;           ///< both, by their names in state_dict
 
-  /// One step of the optimiser on the gradients that backward() has left: pull, optimise, settle, change the topology when due.
-  /// Consumes the gradients: no zero_grad is needed.
+  /// One step of the optimiser on the gradients that backward() has left: pull, optimise, settle, change the topology
+  /// when due. Consumes the gradients: no zero_grad is needed.
   void step(torch::optim::Optimizer& optimizer);
 
   const Clock& clock() const { return context_.clock; }
   const std::vector<std::unique_ptr<SparseWeight>>& weights() const { return weights_; }
   const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
-  std::int64_t nnz() const;       ///< kept weights among the sparsified
-  std::int64_t positions() const; ///< all of them
-  double sparsity() const;        ///< 1 - nnz / positions
+  std::int64_t nnz() const;        ///< kept weights among the sparsified
+  std::int64_t positions() const;  ///< all of them
+  double sparsity() const;         ///< 1 - nnz / positions
 
   /// What the last step (or the preparation) changed, one entry for each sparsified layer; empty if nothing.
   std::vector<LayerTopology> take_topology();

@@ -2,8 +2,8 @@
 ///
 /// Powerpropagation (Schwarz, Jayakumar, Pascanu, Latham, Teh, "Powerpropagation: A sparsity inducing weight
 /// reparameterisation", NeurIPS 2021): psi(phi) = phi |phi|^(alpha-1), psi'(phi) = alpha |phi|^(alpha-1), alpha >= 1.
-/// Large weights take large steps and small ones small steps, so training leaves many weights near zero. alpha = 1 is the
-/// identity, and is treated as such: no copy, no cost, the plain network to the bit.
+/// Large weights take large steps and small ones small steps, so training leaves many weights near zero. alpha = 1 is
+/// the identity, and is treated as such: no copy, no cost, the plain network to the bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -4,8 +4,8 @@
 ///     dL/dphi = (dL/dw . M_b) . psi'(phi)   what the optimiser sees
 ///     after the step, phi outside M_b is bit for bit what it was
 ///
-/// Methods see sets of positions and the values on them, never the storage. A position is a flat row-major index into the
-/// dense shape; sets of positions are int64 tensors, ascending, without repetition.
+/// Methods see sets of positions and the values on them, never the storage. A position is a flat row-major index into
+/// the dense shape; sets of positions are int64 tensors, ascending, without repetition.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,27 +45,29 @@ class SparseWeight {
   SparseWeight(const SparseWeight&) = delete;
   SparseWeight& operator=(const SparseWeight&) = delete;
 
-  const std::string& name() const { return name_; }                 ///< as in state_dict: "fc1.weight"
+  const std::string& name() const { return name_; }                  ///< as in state_dict: "fc1.weight"
   const std::vector<std::int64_t>& shape() const { return shape_; }  ///< [out, in] or [out, in/groups, kh, kw]
   std::int64_t numel() const { return numel_; }
   std::int64_t layer() const { return layer_; }
   const Reparametrisation& reparametrisation() const { return reparametrisation_; }
 
   // --- what a method sees -------------------------------------------------------------------------------------------
-  virtual std::int64_t nnz() const = 0;          ///< |M_f|
-  virtual at::Tensor active() const = 0;         ///< positions in M_f  [nnz]
-  virtual at::Tensor weights() const = 0;        ///< w at active()     [nnz]
-  virtual at::Tensor values() const = 0;         ///< phi at active()   [nnz]
+  virtual std::int64_t nnz() const = 0;    ///< |M_f|
+  virtual at::Tensor active() const = 0;   ///< positions in M_f  [nnz]
+  virtual at::Tensor weights() const = 0;  ///< w at active()     [nnz]
+  virtual at::Tensor values() const = 0;   ///< phi at active()   [nnz]
   /// Changes M_f and M_b alike. Throws Error(usage) if the positions are not what Rewiring says.
   virtual void rewire(const Rewiring& change) = 0;
   /// M_b alone: only these positions learn from now on; the others keep their phi whatever the optimiser does.
   virtual void set_trainable(const at::Tensor& positions) = 0;
-  virtual at::Tensor trainable() const = 0;      ///< positions in M_b
+  virtual at::Tensor trainable() const = 0;  ///< positions in M_b
 
-  // --- what the Sparsifier does, in this order in each step -----------------------------------------------------------
+  // --- what the Sparsifier does, in this order in each step
+  // -----------------------------------------------------------
   /// The tensor that the optimiser updates: phi, or w for Update::target. Its TensorImpl never changes.
   virtual at::Tensor parameter() = 0;
-  /// Turns the gradient of w into the gradient of `parameter()`, masked by M_b. Adds `decay` * w to the gradient of w first.
+  /// Turns the gradient of w into the gradient of `parameter()`, masked by M_b. Adds `decay` * w to the gradient of w
+  /// first.
   virtual void pull(double decay) = 0;
   /// After the optimiser: phi outside M_b back to what it was, w = psi(phi) . M_f.
   virtual void settle() = 0;
@@ -76,7 +78,8 @@ class SparseWeight {
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
   virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
 
-  // --- saving -----------------------------------------------------------------------------------------------------------
+  // --- saving
+  // -----------------------------------------------------------------------------------------------------------
   /// phi and masks under "<name>.…"; `restore` takes the same back, bit for bit.
   virtual NamedTensors archive() const = 0;
   virtual void restore(const NamedTensors& tensors) = 0;

@@ -1,4 +1,5 @@
-/// What a configuration describes, built: data, model, sparsifier, optimiser. Training, evaluation and pruning start from here.
+/// What a configuration describes, built: data, model, sparsifier, optimiser. Training, evaluation and pruning start
+/// from here.
 #pragma once
 
 #include <torch/torch.h>
@@ -15,7 +16,8 @@
 
 namespace espalier::train {
 
-/// The data of a run: both splits in memory, and loaders over them. The test split is to be read once, at the end of a run.
+/// The data of a run: both splits in memory, and loaders over them. The test split is to be read once, at the end of a
+/// run.
 class RunData {
  public:
   explicit RunData(const RunConfig& config);
@@ -26,8 +28,8 @@ class RunData {
   std::int64_t train_size() const { return static_cast<std::int64_t>(split_.train.size()); }
   bool has_validation() const { return !split_.validation.empty(); }
 
-  data::Loader train_batches() const;       ///< shuffled, augmented
-  data::Loader train_samples() const;       ///< the same images, in order and as they are: for evaluation
+  data::Loader train_batches() const;  ///< shuffled, augmented
+  data::Loader train_samples() const;  ///< the same images, in order and as they are: for evaluation
   data::Loader validation_batches() const;
   data::Loader test_batches() const;
 
@@ -55,25 +57,30 @@ struct Evaluation {
   double loss() const { return samples == 0 ? 0 : loss_sum / static_cast<double>(samples); }
 };
 
-/// In evaluation mode, by sums over samples: a short last batch counts as what it is. Leaves the model's mode as it was.
+/// In evaluation mode, by sums over samples: a short last batch counts as what it is. Leaves the model's mode as it
+/// was.
 Evaluation evaluate(nn::Network& network, const data::Loader& batches);
 
-/// The optimiser of [optim] over the parameters of the sparsifier; `weight_decay` is the part that the Sparsifier must do itself.
+/// The optimiser of [optim] over the parameters of the sparsifier; `weight_decay` is the part that the Sparsifier must
+/// do itself.
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config, const Sparsifier& sparsifier);
 WeightDecay sparsifier_decay(const RunConfig& config);
 
-/// A model under a sparsifier. `prepared`: draw the masks of the method now (false: dense, masks come from a checkpoint).
+/// A model under a sparsifier. `prepared`: draw the masks of the method now (false: dense, masks come from a
+/// checkpoint).
 struct SparseModel {
   std::shared_ptr<nn::Network> network;
   std::unique_ptr<Sparsifier> sparsifier;
 };
-SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes, const Clock& clock);
+SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
+                              const Clock& clock);
 
-/// Parameters, buffers and masks ("<name>.mask", uint8, where a weight is sparse) by their names in Python's state_dict.
+/// Parameters, buffers and masks ("<name>.mask", uint8, where a weight is sparse) by their names in Python's
+/// state_dict.
 NamedTensors state_dict(const SparseModel& model);
 
-/// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data) names the
-/// first that is not; `source` stands in the message.
+/// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data)
+/// names the first that is not; `source` stands in the message.
 void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source);
 
 /// The trained model of a run directory or a checkpoint folder (latest checkpoint of a run, unless `best`).
@@ -89,13 +96,13 @@ SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std
 
 /// One row for each weight layer: what it costs dense, and what is kept.
 struct LayerReport {
-  std::string name;                  ///< of the weight: "fc1.weight"
-  std::string kind;                  ///< linear, conv2d
+  std::string name;  ///< of the weight: "fc1.weight"
+  std::string kind;  ///< linear, conv2d
   std::vector<std::int64_t> shape;
   std::int64_t weights = 0, nnz = 0;
-  std::int64_t macs_dense = 0;       ///< multiply-accumulates of one sample, dense
-  std::int64_t macs = 0;             ///< those of the kept weights
-  bool sparsified = false;           ///< false: one of the dense_layers
+  std::int64_t macs_dense = 0;  ///< multiply-accumulates of one sample, dense
+  std::int64_t macs = 0;        ///< those of the kept weights
+  bool sparsified = false;      ///< false: one of the dense_layers
 };
 std::vector<LayerReport> layer_report(nn::Network& network, const Sparsifier& sparsifier);
 

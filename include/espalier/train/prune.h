@@ -1,4 +1,5 @@
-/// Pruning after training: how accurate a trained network still is with only some of its weights, with or without retraining.
+/// Pruning after training: how accurate a trained network still is with only some of its weights, with or without
+/// retraining.
 #pragma once
 
 #include <cstdint>
@@ -19,17 +20,18 @@ struct PruneOptions {
 };
 
 struct PrunePoint {
-  double keep = 0;             ///< as asked
-  std::int64_t nnz = 0;        ///< kept
-  std::int64_t weights = 0;    ///< of so many
+  double keep = 0;           ///< as asked
+  std::int64_t nnz = 0;      ///< kept
+  std::int64_t weights = 0;  ///< of so many
   std::vector<std::int64_t> layer_nnz;
-  Evaluation evaluation;       ///< after retraining, if any
+  Evaluation evaluation;  ///< after retraining, if any
   Evaluation before_retraining;
 };
 
-/// Prunes the model of the checkpoint by magnitude |w| to each share, each time from the trained weights. `notebook` is the protocol
-/// of the Powerpropagation notebook: each layer keeps int(p n) of its n weights, the last one int(min(1, 2p) n). A share above what
-/// a sparse run still has leaves the run as it is. `done` is called after each point with the pruned model.
+/// Prunes the model of the checkpoint by magnitude |w| to each share, each time from the trained weights. `notebook` is
+/// the protocol of the Powerpropagation notebook: each layer keeps int(p n) of its n weights, the last one int(min(1,
+/// 2p) n). A share above what a sparse run still has leaves the run as it is. `done` is called after each point with
+/// the pruned model.
 std::vector<PrunePoint> prune_curve(const LoadedRun& run, const PruneOptions& options,
                                     const std::function<void(const PrunePoint&, const SparseModel&)>& done = {});
 
