@@ -213,6 +213,19 @@ TEST(RunConfig, FilesThatAreNoConfigurationAreNamed) {
   EXPECT_EQ(load(binary.path).find(binary.path + ":1:"), 0u) << load(binary.path);
 }
 
+TEST(RunConfig, HostileTextEndsSoon) {
+  std::string many, deep = "{\"model\": {\"widths\": ";
+  for (int i = 0; i < 20000; ++i) many += "a = b\n";
+  const std::string syntax = error_in(many);
+  EXPECT_EQ(std::count(syntax.begin(), syntax.end(), '\n'), 19);
+  deep += std::string(500000, '[');
+  EXPECT_EQ(error_in(deep, "c.json"), "c.json:1:22: not valid here: lists in lists in lists");
+  const TemporaryFile large(std::string((1 << 20) + 1, ' '));
+  ConfigSources sources;
+  sources.file = large.path;
+  EXPECT_EQ(error_of([&] { load_config(sources); }), large.path + ": more than 1 MiB; is this a configuration file?");
+}
+
 // ---- layers
 // ----------------------------------------------------------------------------------------------------------
 
