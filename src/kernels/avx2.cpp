@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/tables.h"
 
@@ -18,6 +19,7 @@ inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm256_sqrt_ps(
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm256_sqrt_pd((__m256d)x); }
 
 #include "kernels/power-inl.h"
+#include "kernels/sparse_linear-inl.h"
 
 bool runs_here() {
   return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
@@ -26,6 +28,11 @@ bool runs_here() {
 
 }  // namespace
 
-const Table k_avx2_table = {"avx2", &runs_here, power_kernels<float>(), power_kernels<double>()};
+const Table k_avx2_table = {"avx2",
+                            &runs_here,
+                            power_kernels<float>(),
+                            power_kernels<double>(),
+                            sparse_linear_kernels<float>(),
+                            sparse_linear_kernels<double>()};
 
 }  // namespace espalier::kernels

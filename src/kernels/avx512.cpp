@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/tables.h"
 
@@ -19,6 +20,7 @@ inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm512_maskz_sq
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x); }
 
 #include "kernels/power-inl.h"
+#include "kernels/sparse_linear-inl.h"
 
 bool runs_here() {
   return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
@@ -27,6 +29,11 @@ bool runs_here() {
 
 }  // namespace
 
-const Table k_avx512_table = {"avx512", &runs_here, power_kernels<float>(), power_kernels<double>()};
+const Table k_avx512_table = {"avx512",
+                              &runs_here,
+                              power_kernels<float>(),
+                              power_kernels<double>(),
+                              sparse_linear_kernels<float>(),
+                              sparse_linear_kernels<double>()};
 
 }  // namespace espalier::kernels

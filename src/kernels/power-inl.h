@@ -6,35 +6,6 @@
 // roots, exact to a few ulp; anything else goes through 2^(p log2 x) in single precision with the large product p *
 // exponent kept exact. x = 0 gives 0, and infinities and NaN pass through: a diverged weight must stay visible.
 
-template <class T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
-template <class T>
-using IntegerLike = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-/// Integers with the lanes of Vec<T>: -1 in a lane that a mask has, else 0.
-template <class T>
-using Lanes = Vec<IntegerLike<T>>;
-
-/// The same bits as another type of the same size.
-template <class To, class From>
-inline To reinterpret(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  __builtin_memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-template <class T>
-inline Vec<T> load(const T* from) {
-  Vec<T> v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-template <class T>
-inline void store(T* to, Vec<T> v) {
-  __builtin_memcpy(to, &v, sizeof v);
-}
-
 inline Vec<float> magnitude(Vec<float> x) { return reinterpret<Vec<float>>(reinterpret<Lanes<float>>(x) & 0x7fffffff); }
 inline Vec<double> magnitude(Vec<double> x) {
   return reinterpret<Vec<double>>(reinterpret<Lanes<double>>(x) & 0x7fffffffffffffff);

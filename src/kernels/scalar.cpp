@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/tables.h"
 
@@ -22,11 +23,17 @@ inline Vec<float> square_root(Vec<float> x) { return roots(x); }
 inline Vec<double> square_root(Vec<double> x) { return roots(x); }
 
 #include "kernels/power-inl.h"
+#include "kernels/sparse_linear-inl.h"
 
 bool runs_here() { return true; }
 
 }  // namespace
 
-const Table k_scalar_table = {"scalar", &runs_here, power_kernels<float>(), power_kernels<double>()};
+const Table k_scalar_table = {"scalar",
+                              &runs_here,
+                              power_kernels<float>(),
+                              power_kernels<double>(),
+                              sparse_linear_kernels<float>(),
+                              sparse_linear_kernels<double>()};
 
 }  // namespace espalier::kernels

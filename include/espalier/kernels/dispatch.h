@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "espalier/kernels/power.h"
+#include "espalier/kernels/sparse_linear.h"
 
 namespace espalier::kernels {
 
@@ -14,6 +15,8 @@ struct Table {
   bool (*runs_here)();
   PowerKernels<float> power_f32;
   PowerKernels<double> power_f64;
+  SparseLinearKernels<float> sparse_linear_f32;
+  SparseLinearKernels<double> sparse_linear_f64;
 
   template <class T>
   const PowerKernels<T>& power() const {
@@ -21,6 +24,13 @@ struct Table {
       return power_f32;
     else
       return power_f64;
+  }
+  template <class T>
+  const SparseLinearKernels<T>& sparse_linear() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return sparse_linear_f32;
+    else
+      return sparse_linear_f64;
   }
 };
 

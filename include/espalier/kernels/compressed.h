@@ -1,0 +1,61 @@
+/// The compressed form of a weight matrix: the kept entries and where they are, in the two orders in which the kernels
+/// of sparse_linear.h read them. No dense copy, ever: memory and time go with the number of kept entries (nnz).
+///
+/// A side has an outer index, whose sums a kernel holds in registers, and an inner one, whose batch tiles it reads.
+/// Forward: outer = rows (outputs), inner = columns (inputs). Backward: outer = columns, inner = rows.
+/// The inner index is cut into blocks whose tiles fit the L1 cache, the outer one into chunks, which are what threads
+/// share out. Within a (block, chunk), lines of the outer index may stand in order of their number of entries: a run
+/// of lines of one length is a loop with a predictable end.
+///
+/// Values, gradients and optimiser state live in the order of the backward side, the canonical one.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace espalier::kernels {
+
+struct CompressedSide {
+  /// `lines` lines in a row of the list, of `entries` entries each.
+  struct Run {
+    std::uint32_t entries, lines;
+  };
+  /// Where a (block, chunk) begins.
+  struct Segment {
+    std::uint32_t run, line, entry;
+  };
+
+  std::int64_t outer = 0, inner = 0;
+  std::int64_t block = 1;                  ///< inner indices of a block, at most 65,536
+  std::int64_t chunk = 1;                  ///< outer indices of a chunk, at most 65,536
+  std::vector<Segment> segments;           ///< [blocks x chunks + 1], block-major
+  std::vector<Run> runs;                   ///< of all segments
+  std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line.
+  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line
+  std::vector<std::int64_t> work;          ///< [chunks + 1] cost of all chunks before, in entries: for sharing out
+
+  std::int64_t blocks() const { return (inner + block - 1) / block; }
+  std::int64_t chunks() const { return (outer + chunk - 1) / chunk; }
+  std::int64_t nnz() const { return static_cast<std::int64_t>(inner_index.size()); }
+  const Segment* segment(std::int64_t b, std::int64_t c) const {
+    return &segments[static_cast<std::size_t>(b * chunks() + c)];
+  }
+};
+
+struct Compressed {
+  std::int64_t rows = 0, columns = 0;
+  CompressedSide backward, forward;
+  std::vector<std::uint32_t> canonical;  ///< [nnz] for each entry of the forward side, its place in the backward one
+  std::int64_t nnz() const { return static_cast<std::int64_t>(canonical.size()); }
+};
+
+/// The compressed form of the entries at `positions`, flat row-major indices into rows x columns, ascending; at most
+/// 2^32 - 1. `place[i]` becomes the canonical place of positions[i]. Any number of threads gives the same result.
+Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+                    std::vector<std::uint32_t>& place, int threads);
+
+/// The inverse: positions, ascending, and the canonical place of each.
+void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
+               int threads);
+
+}  // namespace espalier::kernels

@@ -1,0 +1,289 @@
+// The text of the kernels of sparse_linear.h, included once by the file of each instruction set after vector-inl.h.
+//
+// What was measured (two cores with AVX-512, 1024x1024 and 4096x4096, batch 128) stands in docs/kernels.md. In short:
+// register accumulation over the batch, input tiles that stay in L1, and rows ordered by their number of entries are
+// what makes the forward product fast; one pass for dx and dw, whose dot products are kept as vectors and summed
+// across lanes sixteen at a time, makes the backward one.
+
+/// Vectors of one pass over a tile: sums held in registers.
+constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
+constexpr int kBackwardVectors = 4;
+/// Sums in registers at once: with fewer vectors a pass (small batches), several lines of a run go together, so that
+/// multiply-adds do not wait for one another.
+constexpr int kForwardSums = kForwardVectors;
+
+/// f(integral_constant<vectors>, first lane) for the strips of at most `most` vectors that cover `lanes` samples.
+template <class T, int lanes, int most, int first = 0, class F>
+inline void each_strip(const F& f) {
+  constexpr int vectors = std::min(most, (lanes - first) / kLanes<T>);
+  f(std::integral_constant<int, vectors>{}, first);
+  if constexpr (first + vectors * kLanes<T> < lanes) each_strip<T, lanes, most, first + vectors * kLanes<T>>(f);
+}
+
+/// f(integral_constant<lanes>): the number of lanes as a constant.
+template <class F>
+inline void with_lanes(int lanes, const F& f) {
+  switch (lanes) {
+    case 16: return f(std::integral_constant<int, 16>{});
+    case 32: return f(std::integral_constant<int, 32>{});
+    case 48: return f(std::integral_constant<int, 48>{});
+    default: return f(std::integral_constant<int, 64>{});
+  }
+}
+
+/// `rows` rows of one run at once: as many sums in registers as hide the latency of a multiply-add.
+template <class T, std::int64_t lanes, int vectors, int rows>
+inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, const T* value, std::uint32_t entries,
+                         const T* x, const T* bias, T* y, bool first_block) {
+  Vec<T> sum[rows][vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+    const T start = first_block && bias != nullptr ? bias[row[r]] : T(0);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v)
+      sum[r][v] = first_block ? broadcast(start) : load(y + row[r] * lanes + v * kLanes<T>);
+  }
+  for (std::uint32_t k = 0; k < entries; ++k) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const T* const in = x + column[r * entries + k] * lanes;
+      const Vec<T> w = broadcast(value[r * entries + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[r][v] += w * load(in + v * kLanes<T>);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) store(y + row[r] * lanes + v * kLanes<T>, sum[r][v]);
+  }
+}
+
+template <class T, std::int64_t lanes, int vectors>
+inline void forward_strip(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y,
+                          std::int64_t chunk_begin, std::int64_t chunk_end) {
+  constexpr int together = std::max(1, kForwardSums / vectors);
+  for (std::int64_t block = 0; block < side.blocks(); ++block) {
+    const T* const xb = x + block * side.block * lanes;
+    for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+      const CompressedSide::Segment* segment = side.segment(block, chunk);
+      const std::uint16_t* row = side.outer_index.data() + segment->line;
+      const std::uint16_t* column = side.inner_index.data() + segment->entry;
+      const T* value = values + segment->entry;
+      const std::int64_t first = chunk * side.chunk;
+      const T* const b = bias != nullptr ? bias + first : nullptr;
+      for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
+        const CompressedSide::Run run = side.runs[r];
+        std::uint32_t i = 0;
+        for (; i + together <= run.lines; i += together) {
+          forward_rows<T, lanes, vectors, together>(row, column, value, run.entries, xb, b, y + first * lanes,
+                                                    block == 0);
+          row += together;
+          column += together * run.entries;
+          value += together * run.entries;
+        }
+        for (; i < run.lines; ++i) {
+          forward_rows<T, lanes, vectors, 1>(row, column, value, run.entries, xb, b, y + first * lanes, block == 0);
+          ++row;
+          column += run.entries;
+          value += run.entries;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void sparse_forward(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, int lanes,
+                    std::int64_t chunk_begin, std::int64_t chunk_end) {
+  with_lanes(lanes, [&](auto n) {
+    each_strip<T, n, kForwardVectors>([&](auto vectors, int first) {
+      forward_strip<T, n, vectors>(side, values, bias, x + first, y + first, chunk_begin, chunk_end);
+    });
+  });
+}
+
+/// Dot products as vectors of partial sums, waiting to be summed across lanes a vector's worth at a time: cheaper than
+/// one by one, and no tails at the ends of columns.
+template <class T>
+class PendingDots {
+ public:
+  PendingDots(T* to, bool accumulate) : to_(to), accumulate_(accumulate) {}
+
+  static constexpr int kSegment = 128;  // dots that may be added between two calls of flush_full
+
+  Vec<T>* next() { return dots_ + count_; }
+  void added(int n) { count_ += n; }
+
+  /// Sums all full groups; what is left moves to the front.
+  void flush_full() {
+    if (count_ < kSegment) return;
+    int i = 0;
+    for (; i + kLanes<T> <= count_; i += kLanes<T>) {
+      Vec<T> sums = sums_of<T>(dots_ + i);
+      if (accumulate_) sums += load(to_);
+      store(to_, sums);
+      to_ += kLanes<T>;
+    }
+    for (int j = i; j < count_; ++j) dots_[j - i] = dots_[j];
+    count_ -= i;
+  }
+
+  void finish() {
+    flush_full();
+    for (int i = 0; i < count_; i += kLanes<T>) {
+      Vec<T> group[kLanes<T>];
+      for (int j = 0; j < kLanes<T>; ++j) group[j] = i + j < count_ ? dots_[i + j] : Vec<T>{};
+      const Vec<T> sums = sums_of<T>(group);
+      for (int j = 0; j < kLanes<T> && i + j < count_; ++j) to_[j] = accumulate_ ? to_[j] + sums[j] : sums[j];
+      to_ += kLanes<T>;
+    }
+    count_ = 0;
+  }
+
+ private:
+  Vec<T> dots_[2 * kSegment];
+  int count_ = 0;
+  T* to_;
+  bool accumulate_;
+};
+
+template <class T, std::int64_t lanes, int vectors, bool input_gradient, bool prefetch>
+inline void backward_strip(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
+                           bool accumulate, std::int64_t chunk_begin, std::int64_t chunk_end) {
+  constexpr std::uint32_t kAhead = 8;  // entries whose row of dy is asked for early
+  const std::uint16_t* const row = side.inner_index.data();
+  for (std::int64_t block = 0; block < side.blocks(); ++block) {
+    const T* const dyb = dy + block * side.block * lanes;
+    std::uint32_t k = side.segment(block, chunk_begin)->entry;
+    const std::uint32_t last = side.segment(block, chunk_end)->entry;
+    PendingDots<T> dots(dvalues + k, accumulate);
+    for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+      const CompressedSide::Segment* segment = side.segment(block, chunk);
+      const std::uint16_t* column = side.outer_index.data() + segment->line;
+      for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
+        const CompressedSide::Run run = side.runs[r];
+        for (std::uint32_t i = 0; i < run.lines; ++i) {
+          const std::int64_t c = chunk * side.chunk + *column++;
+          Vec<T> xs[vectors];
+          [[maybe_unused]] Vec<T> sum[vectors];
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; ++v) {
+            xs[v] = load(x + c * lanes + v * kLanes<T>);
+            if constexpr (input_gradient) sum[v] = block > 0 ? load(dx + c * lanes + v * kLanes<T>) : Vec<T>{};
+          }
+          for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
+            const std::uint32_t end = std::min(line_end, k + PendingDots<T>::kSegment);
+            Vec<T>* dot = dots.next();
+            dots.added(static_cast<int>(end - k));
+            for (; k < end; ++k) {
+              const T* const g = dyb + row[k] * lanes;
+              if constexpr (prefetch) {
+                const T* const ahead = dyb + row[std::min(k + kAhead, last - 1)] * lanes;
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors * kVectorBytes; v += 64) {
+                  __builtin_prefetch(reinterpret_cast<const char*>(ahead) + v);
+                }
+              }
+              [[maybe_unused]] Vec<T> w;
+              if constexpr (input_gradient) w = broadcast(values[k]);
+              Vec<T> product{};
+#pragma GCC unroll 8
+              for (int v = 0; v < vectors; ++v) {
+                const Vec<T> gradient = load(g + v * kLanes<T>);
+                if constexpr (input_gradient) sum[v] += w * gradient;
+                product = v == 0 ? xs[v] * gradient : product + xs[v] * gradient;
+              }
+              *dot++ = product;
+            }
+            dots.flush_full();
+          }
+          if constexpr (input_gradient) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v) store(dx + c * lanes + v * kLanes<T>, sum[v]);
+          }
+        }
+      }
+    }
+    dots.finish();
+  }
+}
+
+template <class T>
+void sparse_backward(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
+                     bool accumulate, int lanes, std::int64_t chunk_begin, std::int64_t chunk_end) {
+  with_lanes(lanes, [&](auto n) {
+    each_strip<T, n, kBackwardVectors>([&](auto vectors, int first) {
+      const bool add = accumulate || first > 0;
+      const auto run = [&](auto input_gradient, auto prefetch) {
+        backward_strip<T, n, vectors, input_gradient, prefetch>(side, values, x + first, dy + first,
+                                                                dx != nullptr ? dx + first : nullptr, dvalues, add,
+                                                                chunk_begin, chunk_end);
+      };
+      const bool far = side.block > 512;  // tiles of a block come from L2 or beyond
+      if (dx != nullptr)
+        far ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
+      else
+        far ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
+    });
+  });
+}
+
+template <class T>
+void row_sums(const T* dy, T* dbias, bool accumulate, int lanes, std::int64_t row_begin, std::int64_t row_end) {
+  for (std::int64_t r = row_begin; r < row_end; r += kLanes<T>) {
+    const int n = static_cast<int>(std::min<std::int64_t>(kLanes<T>, row_end - r));
+    Vec<T> partial[kLanes<T>] = {};
+    for (int i = 0; i < n; ++i) {
+      for (int v = 0; v < lanes; v += kLanes<T>) partial[i] += load(dy + (r + i) * lanes + v);
+    }
+    const Vec<T> sums = sums_of<T>(partial);
+    for (int i = 0; i < n; ++i) dbias[r + i] = accumulate ? dbias[r + i] + sums[i] : sums[i];
+  }
+}
+
+template <class T>
+void to_tile(const T* rows, std::int64_t stride, int samples, T* tile, int lanes, std::int64_t begin,
+             std::int64_t end) {
+  for (std::int64_t f = begin; f < end; f += kLanes<T>) {
+    const auto features = static_cast<int>(std::min<std::int64_t>(kLanes<T>, end - f));
+    for (int s = 0; s < lanes; s += kLanes<T>) {
+      Vec<T> block[kLanes<T>] = {};
+      const int n = std::clamp(samples - s, 0, kLanes<T>);
+      for (int i = 0; i < n; ++i) {
+        const T* const from = rows + (s + i) * stride + f;
+        if (features == kLanes<T>)
+          block[i] = load(from);
+        else
+          __builtin_memcpy(&block[i], from, static_cast<std::size_t>(features) * sizeof(T));
+      }
+      transpose<T>(block);
+      for (int i = 0; i < features; ++i) store(tile + (f + i) * lanes + s, block[i]);
+    }
+  }
+}
+
+template <class T>
+void from_tile(const T* tile, int lanes, T* rows, std::int64_t stride, int samples, std::int64_t begin,
+               std::int64_t end) {
+  for (std::int64_t f = begin; f < end; f += kLanes<T>) {
+    const auto features = static_cast<int>(std::min<std::int64_t>(kLanes<T>, end - f));
+    for (int s = 0; s < samples; s += kLanes<T>) {
+      Vec<T> block[kLanes<T>] = {};
+      for (int i = 0; i < features; ++i) block[i] = load(tile + (f + i) * lanes + s);
+      transpose<T>(block);
+      for (int i = 0; i < std::min(kLanes<T>, samples - s); ++i) {
+        T* const to = rows + (s + i) * stride + f;
+        if (features == kLanes<T>)
+          store(to, block[i]);
+        else
+          __builtin_memcpy(to, &block[i], static_cast<std::size_t>(features) * sizeof(T));
+      }
+    }
+  }
+}
+
+template <class T>
+constexpr SparseLinearKernels<T> sparse_linear_kernels() {
+  return {&sparse_forward<T>, &sparse_backward<T>, &row_sums<T>, &to_tile<T>, &from_tile<T>};
+}

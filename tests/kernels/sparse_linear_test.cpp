@@ -1,0 +1,306 @@
+// Compressed products against plain loops in double precision, for every instruction set of this CPU.
+#include "espalier/kernels/sparse_linear.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "espalier/core/random.h"
+#include "espalier/kernels/dispatch.h"
+
+namespace espalier::kernels {
+namespace {
+
+std::vector<const Table*> runnable() {
+  std::vector<const Table*> tables;
+  for (const Table* t : compiled())
+    if (t->runs_here()) tables.push_back(t);
+  return tables;
+}
+
+struct Shape {
+  std::int64_t rows, columns;
+  double density;
+};
+// Odd sizes, several blocks and chunks on both sides, each kind of blocking; empty and full.
+const Shape kShapes[] = {{1, 1, 1},      {3, 2, 0},        {1, 300, 0.5},   {300, 1, 0.5},    {17, 33, 1},
+                         {70, 129, 0.3}, {300, 784, 0.06}, {784, 300, 0.2}, {700, 600, 0.01}, {1030, 70, 0.09}};
+
+std::vector<std::int64_t> draw_positions(const Shape& s) {
+  const auto n = s.rows * s.columns;
+  std::vector<std::int64_t> positions =
+      random_subset(n, std::llround(s.density * static_cast<double>(n)), RandomStream(7, Purpose::test));
+  // A row and a column that are empty, and (in sparse ones) a row that is full: uneven on purpose.
+  if (s.density < 1 && s.rows > 10 && s.columns > 10) {
+    positions.erase(std::remove_if(positions.begin(), positions.end(),
+                                   [&](std::int64_t p) { return p / s.columns == 5 || p % s.columns == 3; }),
+                    positions.end());
+    for (std::int64_t c = 0; c < s.columns; ++c)
+      if (c != 3) positions.push_back(7 * s.columns + c);
+    std::sort(positions.begin(), positions.end());
+    positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+  }
+  return positions;
+}
+
+TEST(Compress, FindsEveryPositionAgain) {
+  for (const Shape& s : kShapes) {
+    const auto positions = draw_positions(s);
+    const auto nnz = static_cast<std::int64_t>(positions.size());
+    std::vector<std::uint32_t> place;
+    const Compressed m = compress(s.rows, s.columns, positions.data(), nnz, place, 1);
+    ASSERT_EQ(m.nnz(), nnz);
+    auto sorted = place;
+    std::sort(sorted.begin(), sorted.end());
+    for (std::int64_t k = 0; k < nnz; ++k) ASSERT_EQ(sorted[static_cast<std::size_t>(k)], k);  // each place once
+    std::vector<std::int64_t> positions2;
+    std::vector<std::uint32_t> place2;
+    row_major(m, positions2, place2, 1);
+    EXPECT_EQ(positions2, positions);
+    EXPECT_EQ(place2, place);
+    // The backward side holds the same entries, each where `place` says.
+    std::vector<std::int64_t> by_place(positions.size(), -1);
+    const CompressedSide& b = m.backward;
+    for (std::int64_t block = 0; block < b.blocks(); ++block) {
+      for (std::int64_t chunk = 0; chunk < b.chunks(); ++chunk) {
+        const auto* seg = b.segment(block, chunk);
+        std::uint32_t line = seg->line, entry = seg->entry;
+        for (std::uint32_t r = seg->run; r < seg[1].run; ++r) {
+          for (std::uint32_t i = 0; i < b.runs[r].lines; ++i, ++line) {
+            for (std::uint32_t k = 0; k < b.runs[r].entries; ++k, ++entry) {
+              by_place[entry] =
+                  (block * b.block + b.inner_index[entry]) * s.columns + chunk * b.chunk + b.outer_index[line];
+            }
+          }
+        }
+        EXPECT_EQ(line, seg[1].line);
+        EXPECT_EQ(entry, seg[1].entry);
+      }
+    }
+    for (std::size_t i = 0; i < positions.size(); ++i) ASSERT_EQ(by_place[place[i]], positions[i]);
+  }
+}
+
+TEST(Compress, AnyNumberOfThreadsGivesTheSame) {
+  for (const Shape& s : kShapes) {
+    const auto positions = draw_positions(s);
+    const auto nnz = static_cast<std::int64_t>(positions.size());
+    std::vector<std::uint32_t> place1, place3;
+    const Compressed one = compress(s.rows, s.columns, positions.data(), nnz, place1, 1);
+    const Compressed three = compress(s.rows, s.columns, positions.data(), nnz, place3, 3);
+    EXPECT_EQ(place1, place3);
+    EXPECT_EQ(one.canonical, three.canonical);
+    EXPECT_EQ(one.forward.inner_index, three.forward.inner_index);
+    EXPECT_EQ(one.forward.outer_index, three.forward.outer_index);
+    EXPECT_EQ(one.backward.inner_index, three.backward.inner_index);
+    EXPECT_EQ(one.backward.outer_index, three.backward.outer_index);
+  }
+}
+
+/// A weight with its positions, a batch of one tile and the gradient of its product.
+template <class T>
+struct Problem {
+  Problem(const Shape& shape, int lane_count, bool integers) : s(shape), lanes(lane_count) {
+    positions = draw_positions(s);
+    matrix = compress(s.rows, s.columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
+    RandomStream random(11, Purpose::test);
+    const auto fill = [&](std::vector<T>& v, std::size_t n) {
+      v.resize(n);
+      for (T& x : v)
+        x = integers ? static_cast<T>(static_cast<int>(random.below(7)) - 3) : static_cast<T>(random.normal());
+    };
+    fill(values, positions.size());
+    fill(bias, static_cast<std::size_t>(s.rows));
+    fill(x, static_cast<std::size_t>(s.columns * lanes));
+    fill(dy, static_cast<std::size_t>(s.rows * lanes));
+    forward_values.resize(values.size());
+    for (std::size_t k = 0; k < values.size(); ++k) forward_values[k] = values[matrix.canonical[k]];
+    y.assign(static_cast<std::size_t>(s.rows * lanes), T(99));
+    dx.assign(static_cast<std::size_t>(s.columns * lanes), T(99));
+    dvalues.assign(values.size(), T(99));
+  }
+
+  void run(const Table& table) {
+    const auto& k = table.sparse_linear<T>();
+    k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), lanes, 0,
+              matrix.forward.chunks());
+    k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, lanes, 0,
+               matrix.backward.chunks());
+  }
+
+  /// For each result: what it is in exact arithmetic (to double), and the bound on any order of summation in T:
+  /// gamma_n sum |terms|, n operations (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+  template <class Check>
+  void compare(const Check& check) const {
+    const auto at = [&](const std::vector<T>& v, std::int64_t i, int lane) {
+      return static_cast<double>(v[static_cast<std::size_t>(i * lanes + lane)]);
+    };
+    std::vector<double> sum_y(y.size()), abs_y(y.size()), sum_dx(dx.size()), abs_dx(dx.size());
+    std::vector<int> terms_y(static_cast<std::size_t>(s.rows), 1), terms_dx(static_cast<std::size_t>(s.columns), 0);
+    for (std::int64_t r = 0; r < s.rows; ++r) {
+      for (int lane = 0; lane < lanes; ++lane) {
+        const auto i = static_cast<std::size_t>(r * lanes + lane);
+        sum_y[i] = static_cast<double>(bias[static_cast<std::size_t>(r)]);
+        abs_y[i] = std::abs(sum_y[i]);
+      }
+    }
+    for (std::size_t p = 0; p < positions.size(); ++p) {
+      const std::int64_t r = positions[p] / s.columns, c = positions[p] % s.columns;
+      const double w = static_cast<double>(values[place[p]]);
+      ++terms_y[static_cast<std::size_t>(r)];
+      ++terms_dx[static_cast<std::size_t>(c)];
+      double dw = 0, abs_dw = 0;
+      for (int lane = 0; lane < lanes; ++lane) {
+        const auto iy = static_cast<std::size_t>(r * lanes + lane), ix = static_cast<std::size_t>(c * lanes + lane);
+        sum_y[iy] += w * at(x, c, lane);
+        abs_y[iy] += std::abs(w * at(x, c, lane));
+        sum_dx[ix] += w * at(dy, r, lane);
+        abs_dx[ix] += std::abs(w * at(dy, r, lane));
+        dw += at(x, c, lane) * at(dy, r, lane);
+        abs_dw += std::abs(at(x, c, lane) * at(dy, r, lane));
+      }
+      check("dw", static_cast<double>(dvalues[place[p]]), dw, abs_dw, lanes);
+    }
+    for (std::size_t i = 0; i < y.size(); ++i)
+      check("y", static_cast<double>(y[i]), sum_y[i], abs_y[i], terms_y[i / static_cast<std::size_t>(lanes)]);
+    for (std::size_t i = 0; i < dx.size(); ++i)
+      check("dx", static_cast<double>(dx[i]), sum_dx[i], abs_dx[i], terms_dx[i / static_cast<std::size_t>(lanes)]);
+  }
+
+  Shape s;
+  int lanes;
+  std::vector<std::int64_t> positions;
+  std::vector<std::uint32_t> place;
+  Compressed matrix;
+  std::vector<T> values, forward_values, bias, x, dy, y, dx, dvalues;
+};
+
+template <class T>
+class SparseLinear : public testing::Test {};
+using Types = testing::Types<float, double>;
+TYPED_TEST_SUITE(SparseLinear, Types);
+
+TYPED_TEST(SparseLinear, SmallIntegersAreExact) {
+  for (const Table* table : runnable()) {
+    for (const Shape& s : kShapes) {
+      for (const int lanes : {16, 32, 48, 64}) {
+        Problem<TypeParam> p(s, lanes, true);
+        p.run(*table);
+        p.compare([&](const char* what, double found, double expected, double, int) {
+          ASSERT_EQ(found, expected) << what << " " << table->isa << " " << s.rows << "x" << s.columns << " lanes "
+                                     << lanes;
+        });
+        if (testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+TYPED_TEST(SparseLinear, StaysWithinTheBoundOfASum) {
+  const double u = static_cast<double>(std::numeric_limits<TypeParam>::epsilon()) / 2;
+  for (const Table* table : runnable()) {
+    for (const Shape& s : kShapes) {
+      Problem<TypeParam> p(s, 48, false);
+      p.run(*table);
+      double largest = 0;
+      p.compare([&](const char* what, double found, double expected, double absolute, int n) {
+        // the reference is rounded too: the same bound with double's u
+        const double gamma = n * u / (1 - n * u) + n * 0x1p-53;
+        largest = std::max(largest, std::abs(found));
+        ASSERT_LE(std::abs(found - expected), gamma * absolute)
+            << what << " " << table->isa << " " << s.rows << "x" << s.columns;
+      });
+      if (testing::Test::HasFatalFailure()) return;
+      if (s.density > 0) {  // there was something to compare
+        EXPECT_GT(largest, 0.01);
+      }
+    }
+  }
+}
+
+TYPED_TEST(SparseLinear, AnySplitIntoChunksGivesTheSameBits) {
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<TypeParam>();
+    for (const Shape& s : kShapes) {
+      Problem<TypeParam> whole(s, 64, false), split(s, 64, false);
+      whole.run(*table);
+      const auto& f = split.matrix.forward;
+      const auto& b = split.matrix.backward;
+      for (std::int64_t c = f.chunks(); c-- > 0;) {
+        k.forward(f, split.forward_values.data(), split.bias.data(), split.x.data(), split.y.data(), 64, c, c + 1);
+      }
+      for (std::int64_t c = b.chunks(); c-- > 0;) {
+        k.backward(b, split.values.data(), split.x.data(), split.dy.data(), split.dx.data(), split.dvalues.data(),
+                   false, 64, c, c + 1);
+      }
+      EXPECT_EQ(whole.y, split.y);
+      EXPECT_EQ(whole.dx, split.dx);
+      EXPECT_EQ(whole.dvalues, split.dvalues);
+    }
+  }
+}
+
+TYPED_TEST(SparseLinear, AddsToTheGradientOfEarlierTilesAndNeedsNoInputGradient) {
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<TypeParam>();
+    Problem<TypeParam> p({70, 129, 0.3}, 32, true);
+    p.run(*table);
+    auto doubled = p.dvalues;
+    k.backward(p.matrix.backward, nullptr, p.x.data(), p.dy.data(), nullptr, doubled.data(), true, 32, 0,
+               p.matrix.backward.chunks());
+    for (std::size_t i = 0; i < doubled.size(); ++i) EXPECT_EQ(doubled[i], 2 * p.dvalues[i]);
+  }
+}
+
+TYPED_TEST(SparseLinear, SumsRows) {
+  for (const Table* table : runnable()) {
+    Problem<TypeParam> p({70, 129, 0.3}, 48, true);
+    std::vector<TypeParam> sums(70, 1);
+    table->sparse_linear<TypeParam>().row_sums(p.dy.data(), sums.data(), false, 48, 0, 33);
+    table->sparse_linear<TypeParam>().row_sums(p.dy.data(), sums.data(), true, 48, 33, 70);
+    for (std::size_t r = 0; r < 70; ++r) {
+      TypeParam expected = r < 33 ? 0 : 1;
+      for (std::size_t l = 0; l < 48; ++l) expected += p.dy[r * 48 + l];
+      EXPECT_EQ(sums[r], expected);
+    }
+  }
+}
+
+TYPED_TEST(SparseLinear, TilesThereAndBack) {
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<TypeParam>();
+    for (const std::int64_t features : {1, 5, 16, 37, 64}) {
+      for (const int samples : {1, 15, 16, 33, 64}) {
+        const int lanes = (samples + 15) / 16 * 16;
+        const std::int64_t stride = features + 3;
+        std::vector<TypeParam> rows(static_cast<std::size_t>(stride * samples));
+        std::iota(rows.begin(), rows.end(), TypeParam(1));
+        std::vector<TypeParam> tile(static_cast<std::size_t>(features * lanes), 99);
+        k.to_tile(rows.data(), stride, samples, tile.data(), lanes, 0, features / 2);
+        k.to_tile(rows.data(), stride, samples, tile.data(), lanes, features / 2, features);
+        for (std::int64_t f = 0; f < features; ++f) {
+          for (int l = 0; l < lanes; ++l) {
+            ASSERT_EQ(tile[static_cast<std::size_t>(f * lanes + l)],
+                      l < samples ? rows[static_cast<std::size_t>(l * stride + f)] : 0)
+                << table->isa;
+          }
+        }
+        std::vector<TypeParam> back(rows.size(), -1);
+        k.from_tile(tile.data(), lanes, back.data(), stride, samples, 0, features);
+        for (int l = 0; l < samples; ++l) {
+          for (std::int64_t f = 0; f < stride; ++f) {
+            const auto i = static_cast<std::size_t>(l * stride + f);
+            ASSERT_EQ(back[i], f < features ? rows[i] : -1) << table->isa;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace espalier::kernels
