@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
 namespace {
@@ -44,6 +45,14 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   std::unordered_set<const void*> taken;
   std::vector<std::string> names;
   const auto take = [&](const torch::nn::Module& module, const std::string& name) {
+    if (const auto* compressed = module.as<nn::SparseLinear>()) {
+      const auto& weight = compressed->weight();
+      if (!taken.insert(weight->values_impl()).second) return;
+      weight->adopt(name, static_cast<std::int64_t>(weights_.size()), psi);
+      names.push_back(name);
+      weights_.push_back(weight);
+      return;
+    }
     if (!sparsifiable(module)) return;
     at::Tensor w = module.named_parameters(/*recurse=*/false)["weight"];
     if (!taken.insert(w.unsafeGetTensorImpl()).second) return;  // shared by two layers
@@ -54,7 +63,7 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   // Without the model itself: named_modules wants it in a shared_ptr then, and a model may well live on the stack.
   for (const auto& item : model.named_modules("", /*include_self=*/false)) take(*item.value(), item.key() + ".weight");
   ESPALIER_CHECK(!weights_.empty(), ErrorKind::usage,
-                 "the model has no Linear or Conv2d layer: there is nothing to make sparse");
+                 "the model has no Linear, Conv2d or SparseLinear layer: there is nothing to make sparse");
   for (const auto& item : model.named_parameters()) {
     if (taken.count(item.value().unsafeGetTensorImpl()) == 0) others_.emplace_back(item.key(), item.value());
   }
@@ -154,7 +163,10 @@ void Sparsifier::change_topology(torch::optim::Optimizer* optimizer) {
                          change ? change->threshold : std::nullopt});
     if (!change) continue;
     any = true;
-    if (optimizer == nullptr) continue;
+    if (optimizer == nullptr) {  // the first masks: what they leave out was never there
+      topology_.back().dropped = w->numel() - w->nnz();
+      continue;
+    }
     for_each_state(*optimizer, w->parameter(),
                    [&](const std::string&, at::Tensor& state) { w->reindex_state(state, *change); });
   }

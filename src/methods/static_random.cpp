@@ -39,7 +39,7 @@ void StaticRandom::prepare(const MethodContext& context) {
   for (std::size_t l = 0; l < budgets.size(); ++l) {
     SparseWeight& w = *context.weights[l];
     const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w.layer()));
-    w.rewire({torch::tensor(random_subset(w.numel(), w.numel() - budgets[l], random), torch::kInt64), {}, {}, {}});
+    w.keep(torch::tensor(random_subset(w.numel(), budgets[l], random), torch::kInt64));
     ESPALIER_ASSERT(w.nnz() == budgets[l]);
   }
 }

@@ -7,6 +7,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier::nn {
 namespace {
@@ -19,12 +20,12 @@ struct Fans {
   double in, out;
 };
 
-Fans fans(const torch::Tensor& weight) {
-  ESPALIER_CHECK(weight.dim() >= 2, ErrorKind::usage, "initializer: the weight is [{}], expected [out, in, ...]",
-                 fmt::join(weight.sizes(), ", "));
-  const double receptive_field =
-      static_cast<double>(weight.numel()) / static_cast<double>(weight.size(0) * weight.size(1));
-  return {static_cast<double>(weight.size(1)) * receptive_field, static_cast<double>(weight.size(0)) * receptive_field};
+Fans fans(at::IntArrayRef shape) {
+  ESPALIER_CHECK(shape.size() >= 2, ErrorKind::usage, "initializer: the weight is [{}], expected [out, in, ...]",
+                 fmt::join(shape, ", "));
+  double receptive_field = 1;
+  for (std::size_t i = 2; i < shape.size(); ++i) receptive_field *= static_cast<double>(shape[i]);
+  return {static_cast<double>(shape[1]) * receptive_field, static_cast<double>(shape[0]) * receptive_field};
 }
 
 enum class Shape { normal, uniform, truncated };
@@ -87,6 +88,28 @@ double draw(const Distribution& d, const RandomStream& random, std::uint64_t e) 
   }
 }
 
+/// Entries at these positions, as `fill` would leave them there.
+torch::Tensor draw_at(const std::vector<std::int64_t>& positions, torch::ScalarType type, const Distribution& d,
+                      const RandomStream& random) {
+  torch::Tensor values = torch::empty({static_cast<std::int64_t>(positions.size())}, type);
+  const auto draw_as = [&](auto zero) {
+    using T = decltype(zero);
+    T* const out = values.data_ptr<T>();
+    at::parallel_for(0, values.numel(), 4096, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto e = static_cast<std::uint64_t>(positions[static_cast<std::size_t>(i)]);
+        out[i] = static_cast<T>(draw(d, random, e));
+      }
+    });
+  };
+  if (type == torch::kDouble) {
+    draw_as(double{});
+  } else {
+    draw_as(float{});
+  }
+  return values;
+}
+
 enum Part : std::uint64_t { kWeight = 0, kBias = 1 };
 
 void fill(torch::Tensor tensor, const Distribution& d, const RandomStream& random) {
@@ -118,29 +141,42 @@ std::vector<std::string> known_initializers() {
 
 void initialize_weight(torch::Tensor weight, const std::string& initializer, std::uint64_t seed, std::uint64_t layer) {
   const Initializer& init = find_initializer(initializer);
-  fill(weight, init.distribution(fans(weight)), RandomStream(seed, Purpose::init, layer, kWeight));
+  fill(weight, init.distribution(fans(weight.sizes())), RandomStream(seed, Purpose::init, layer, kWeight));
 }
 
 void initialize(torch::nn::Module& model, const std::string& initializer, std::uint64_t seed) {
   find_initializer(initializer);
   const torch::NoGradGuard no_grad;
   std::uint64_t layer = 0;
-  const auto set = [&](torch::Tensor weight, torch::Tensor bias) {
-    initialize_weight(weight, initializer, seed, layer);
+  const auto set_bias = [&](at::IntArrayRef shape, torch::Tensor bias) {
     if (bias.defined()) {
       if (initializer == "torch-default") {
-        fill(bias, {Shape::uniform, std::sqrt(1 / fans(weight).in)}, RandomStream(seed, Purpose::init, layer, kBias));
+        fill(bias, {Shape::uniform, std::sqrt(1 / fans(shape).in)}, RandomStream(seed, Purpose::init, layer, kBias));
       } else {
         bias.zero_();
       }
     }
     ++layer;
   };
+  const auto set = [&](torch::Tensor weight, torch::Tensor bias) {
+    initialize_weight(weight, initializer, seed, layer);
+    set_bias(weight.sizes(), bias);
+  };
+  const auto set_compressed = [&](SparseLinearImpl& linear) {
+    const Distribution distribution = find_initializer(initializer).distribution(fans(linear.weight()->shape()));
+    const RandomStream random(seed, Purpose::init, layer, kWeight);
+    const auto type = linear.weight()->stored_type();
+    linear.weight()->set_draw(
+        [=](const std::vector<std::int64_t>& positions) { return draw_at(positions, type, distribution, random); });
+    set_bias(linear.weight()->shape(), linear.bias);
+  };
   const auto visit = [&](torch::nn::Module& module) {
     if (auto* linear = module.as<torch::nn::LinearImpl>()) {
       set(linear->weight, linear->bias);
     } else if (auto* conv = module.as<torch::nn::Conv2dImpl>()) {
       set(conv->weight, conv->bias);
+    } else if (auto* sparse = module.as<SparseLinearImpl>()) {
+      set_compressed(*sparse);
     } else if (auto* norm2 = module.as<torch::nn::BatchNorm2dImpl>()) {
       norm2->reset_parameters();  // weight 1, bias 0, mean 0, variance 1
     } else if (auto* norm1 = module.as<torch::nn::BatchNorm1dImpl>()) {

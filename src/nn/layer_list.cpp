@@ -10,6 +10,8 @@
 #include <optional>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/activation.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier::nn {
 namespace {
@@ -247,8 +249,11 @@ struct Features {
 class LayerList : public Network {
  public:
   LayerList(const std::vector<Element>& elements, Naming naming, const std::string& where, const InputShape& input,
-            std::int64_t classes)
-      : Network(input, classes), naming_(naming), shape_{true, input.channels, {input.height, input.width}} {
+            std::int64_t classes, Compress compressed)
+      : Network(input, classes),
+        naming_(naming),
+        compressed_(std::move(compressed)),
+        shape_{true, input.channels, {input.height, input.width}} {
     for (const Element& e : elements) {
       try {
         append(e);
@@ -265,16 +270,17 @@ class LayerList : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Tensor x = images;
+    Activation x = images;
     for (const Step& step : steps_) x = step.name.empty() ? step.apply(x) : trace(step.name, step.apply(x));
-    return x;
+    return x.plain();
   }
 
  private:
   using Function = std::function<Tensor(const Tensor&)>;
+  using LayerFunction = std::function<Activation(const Activation&)>;
   struct Step {
     std::string name;  // "" = not observed
-    Function apply;
+    LayerFunction apply;
   };
 
   void append(const Element& e) {
@@ -297,7 +303,13 @@ class LayerList : public Network {
       ESPALIER_CHECK(!shape_.is_image, ErrorKind::usage, "gets {}; put \"flatten\" or \"globalavgpool\" before it",
                      shape_.text());
       const auto options = torch::nn::LinearOptions(shape_.channels, e.integer("outputs")).bias(e.flag("bias"));
-      module(torch::nn::Linear(options));
+      if (compressed_(steps_.back().name)) {
+        const auto layer = std::make_shared<SparseLinearImpl>(options);
+        register_module(steps_.back().name, layer);
+        steps_.back().apply = [impl = layer.get()](const Activation& x) { return impl->forward(x); };
+      } else {
+        module(torch::nn::Linear(options));
+      }
       shape_.channels = e.integer("outputs");
     } else if (kind == "batchnorm") {
       const auto options =
@@ -307,7 +319,7 @@ class LayerList : public Network {
       else
         module(torch::nn::BatchNorm1d(options));
     } else if (kind == "dropout") {
-      module(torch::nn::Dropout(e.number("p")));
+      module(torch::nn::Dropout(e.number("p")), Entries::each);
     } else if (kind == "maxpool" || kind == "avgpool") {
       append_pool(e, kind == "maxpool");
     } else if (kind == "globalmaxpool" || kind == "globalavgpool") {
@@ -319,7 +331,7 @@ class LayerList : public Network {
       function([](const Tensor& x) { return x.flatten(1); });
       shape_ = {false, shape_.count()};
     } else {
-      function(activation(e, may_overwrite));
+      function(activation(e, may_overwrite), Entries::each);
     }
   }
 
@@ -368,13 +380,20 @@ class LayerList : public Network {
     return [](const Tensor& x) { return torch::silu(x); };
   }
 
+  /// Does a function look at entries one by one? Then it works on any layout.
+  enum class Entries { together, each };
+
   template <class Holder>
-  void module(Holder holder) {
-    Step& step = steps_.back();
-    register_module(step.name, holder);
-    step.apply = [impl = holder.get()](const Tensor& x) { return impl->forward(x); };  // the registry keeps it alive
+  void module(Holder holder, Entries entries = Entries::together) {
+    register_module(steps_.back().name, holder);
+    function([impl = holder.get()](const Tensor& x) { return impl->forward(x); }, entries);  // the registry keeps it
   }
-  void function(Function f) { steps_.back().apply = std::move(f); }
+  void function(Function f, Entries entries = Entries::together) {
+    if (entries == Entries::each)
+      steps_.back().apply = [f = std::move(f)](const Activation& x) { return x.map(f); };
+    else
+      steps_.back().apply = [f = std::move(f)](const Activation& x) { return Activation(f(x.plain())); };
+  }
 
   void need_image() const {
     ESPALIER_CHECK(shape_.is_image, ErrorKind::usage, "needs an image and gets {}; it must come before \"flatten\"",
@@ -399,6 +418,7 @@ class LayerList : public Network {
   static torch::ExpandingArray<2> list(const Pair& p) { return torch::ExpandingArray<2>({p[0], p[1]}); }
 
   Naming naming_;
+  Compress compressed_;
   Features shape_;              // of what the last step gives
   bool may_overwrite_ = false;  // not the images: they are the caller's
   std::map<std::string, int> count_;
@@ -408,8 +428,9 @@ class LayerList : public Network {
 }  // namespace
 
 std::shared_ptr<Network> make_layer_list(const std::vector<std::string>& layers, Naming naming,
-                                         const std::string& where, const InputShape& input, std::int64_t classes) {
-  return std::make_shared<LayerList>(read_elements(layers, where, classes), naming, where, input, classes);
+                                         const std::string& where, const InputShape& input, std::int64_t classes,
+                                         const Compress& compressed) {
+  return std::make_shared<LayerList>(read_elements(layers, where, classes), naming, where, input, classes, compressed);
 }
 
 }  // namespace espalier::nn

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "espalier/nn/models.h"
 #include "espalier/nn/network.h"
 
 namespace espalier::nn {
@@ -17,6 +18,7 @@ enum class Naming {
 /// `where` names the list in messages, e.g. "model.layers". Throws Error(usage): every element that cannot be read, or
 /// else the first that does not fit the one before it.
 std::shared_ptr<Network> make_layer_list(const std::vector<std::string>& layers, Naming naming,
-                                         const std::string& where, const InputShape& input, std::int64_t classes);
+                                         const std::string& where, const InputShape& input, std::int64_t classes,
+                                         const Compress& compressed);
 
 }  // namespace espalier::nn

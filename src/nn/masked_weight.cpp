@@ -5,6 +5,7 @@
 #include "espalier/core/error.h"
 #include "espalier/nn/sparse_weight.h"
 #include "espalier/ops/power.h"
+#include "nn/positions.h"
 
 namespace espalier {
 namespace {
@@ -16,24 +17,6 @@ void with_type(const at::Tensor& tensor, const F& f) {
     f(float{});
   else
     f(double{});
-}
-
-at::Tensor to_tensor(const std::vector<std::int64_t>& positions) { return torch::tensor(positions, torch::kInt64); }
-
-/// The positions as numbers, checked to be int64, one-dimensional, ascending and within [0, n).
-std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name,
-                                  const char* what) {
-  if (!positions.defined()) return {};
-  ESPALIER_CHECK(positions.scalar_type() == at::kLong && positions.dim() == 1, ErrorKind::usage,
-                 "{}: positions to {} must be a one-dimensional int64 tensor", name, what);
-  const at::Tensor flat = positions.contiguous();
-  const auto* p = flat.data_ptr<std::int64_t>();
-  std::vector<std::int64_t> list(p, p + flat.numel());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    ESPALIER_CHECK(list[i] >= 0 && list[i] < n && (i == 0 || list[i] > list[i - 1]), ErrorKind::usage,
-                   "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, list[i], i);
-  }
-  return list;
 }
 
 class MaskedWeight : public SparseWeight {
@@ -57,11 +40,23 @@ class MaskedWeight : public SparseWeight {
     }
   }
 
+  const char* storage() const override { return "masked"; }
+
   std::int64_t nnz() const override { return forward_.count(); }
   at::Tensor active() const override { return to_tensor(forward_.positions()); }
   at::Tensor trainable() const override { return to_tensor(backward_.positions()); }
   at::Tensor weights() const override { return at_active(w_); }
   at::Tensor values() const override { return at_active(phi_); }
+
+  void keep(const at::Tensor& positions) override {
+    BitMask kept(numel());
+    for (const auto i : checked(positions, numel(), name(), "keep")) kept.set(i, true);
+    std::vector<std::int64_t> drop;
+    for (const auto i : forward_.positions())
+      if (!kept.test(i)) drop.push_back(i);
+    ESPALIER_CHECK(forward_.contains(kept), ErrorKind::usage, "{}: a position to keep is not active", name());
+    rewire({to_tensor(drop), {}, {}, {}});
+  }
 
   void rewire(const Rewiring& change) override {
     const torch::NoGradGuard no_grad;
@@ -156,6 +151,11 @@ class MaskedWeight : public SparseWeight {
     flat.index_fill_(0, change.grown, 0);
   }
 
+  NamedTensors state() const override {
+    if (forward_.all()) return {};
+    return {{name() + ".mask", mask_tensor(forward_)}};
+  }
+
   NamedTensors archive() const override {
     NamedTensors tensors = {{name() + ".phi", phi_.detach()}};
     if (!forward_.all()) tensors.emplace_back(name() + ".mask", mask_tensor(forward_));
@@ -220,7 +220,7 @@ class MaskedWeight : public SparseWeight {
 
   void note(const std::vector<std::int64_t>& drop, const std::vector<std::int64_t>& grow,
             const std::optional<double>& threshold) {
-    TopologyChange now{to_tensor(drop), to_tensor(grow), threshold};
+    TopologyChange now{to_tensor(drop), to_tensor(grow), threshold, {}};
     if (change_) {
       now.dropped = torch::cat({change_->dropped, now.dropped});
       now.grown = torch::cat({change_->grown, now.grown});
@@ -263,11 +263,6 @@ class MaskedWeight : public SparseWeight {
 };
 
 }  // namespace
-
-SparseWeight::SparseWeight(std::string name, std::vector<std::int64_t> shape, std::int64_t layer)
-    : name_(std::move(name)), shape_(std::move(shape)), numel_(1), layer_(layer) {
-  for (const auto d : shape_) numel_ *= d;
-}
 
 std::unique_ptr<SparseWeight> make_masked_weight(std::string name, at::Tensor w, const Reparametrisation& psi,
                                                  std::int64_t layer) {

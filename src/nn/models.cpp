@@ -80,9 +80,11 @@ Layers with_dropout(const Layers& layers, double p, const std::string& model) {
   return out;
 }
 
-std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, std::int64_t classes) {
+std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, std::int64_t classes,
+                               const Compress& compressed) {
   const auto list = [&](const Layers& layers) {
-    return make_layer_list(with_dropout(layers, o.dropout, o.name), Naming::by_kind, o.name, input, classes);
+    return make_layer_list(with_dropout(layers, o.dropout, o.name), Naming::by_kind, o.name, input, classes,
+                           compressed);
   };
   const auto refuse_dropout = [&](const char* remedy) {
     ESPALIER_CHECK(o.dropout == 0, ErrorKind::usage, "model.dropout = {}: \"{}\" has none; {}", o.dropout, o.name,
@@ -103,7 +105,7 @@ std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, s
   ESPALIER_CHECK(
       !o.layers.empty(), ErrorKind::usage,
       "model.layers: empty; expected a list such as [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]");
-  return make_layer_list(o.layers, Naming::by_index, "model.layers", input, classes);
+  return make_layer_list(o.layers, Naming::by_index, "model.layers", input, classes, compressed);
 }
 
 }  // namespace
@@ -141,11 +143,9 @@ void ModelOptions::describe(Describe& d) {
 }
 
 std::shared_ptr<Network> make_model(const ModelOptions& given, const InputShape& input, std::int64_t classes,
-                                    std::uint64_t seed) {
+                                    std::uint64_t seed, const Compress& compressed) {
   ModelOptions o = given;
   for (const Option& option : describe(o)) option.validate("model." + option.name + " = ");
-  ESPALIER_CHECK(o.storage != "compressed", ErrorKind::usage,
-                 "model.storage = \"compressed\": this version has masked storage only; set \"masked\" or \"auto\"");
   ESPALIER_CHECK(o.name == "mlp" || o.widths == ModelOptions().widths, ErrorKind::usage,
                  "model.widths = [{}]: only \"mlp\" has widths to set, and model.name is \"{}\"",
                  fmt::join(o.widths, ", "), o.name);
@@ -161,7 +161,8 @@ std::shared_ptr<Network> make_model(const ModelOptions& given, const InputShape&
   }
   const KeepDefaultGenerator keep;
   try {
-    const auto network = build(o, input, classes);
+    const auto network = build(
+        o, input, classes, compressed ? compressed : [&](const std::string&) { return o.storage == "compressed"; });
     initialize(*network, o.init, seed);
     return network;
   } catch (const c10::Error& e) {  // no memory for it

@@ -3,9 +3,11 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <unordered_set>
 #include <utility>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier::nn {
 namespace {
@@ -53,6 +55,24 @@ torch::Tensor Network::forward(const torch::Tensor& images, const Observer& obse
   return compute(images, observer ? Trace(observer) : Trace());
 }
 
+std::vector<std::shared_ptr<CompressedWeight>> compressed_weights(const torch::nn::Module& network) {
+  std::vector<std::shared_ptr<CompressedWeight>> list;
+  for (const auto& module : network.modules(/*include_self=*/false)) {
+    if (auto* sparse = module->as<SparseLinearImpl>()) list.push_back(sparse->weight());
+  }
+  return list;
+}
+
+std::vector<std::pair<std::string, torch::Tensor>> plain_parameters(const torch::nn::Module& network) {
+  std::unordered_set<const void*> entries;
+  for (const auto& weight : compressed_weights(network)) entries.insert(weight->values_impl());
+  std::vector<std::pair<std::string, torch::Tensor>> list;
+  for (const auto& item : network.named_parameters()) {
+    if (entries.count(item.value().unsafeGetTensorImpl()) == 0) list.emplace_back(item.key(), item.value());
+  }
+  return list;
+}
+
 std::vector<LayerCost> layer_costs(Network& network) {
   const auto modules = network.named_modules("", /*include_self=*/false);
   const EvalScope eval(network);
@@ -66,29 +86,34 @@ std::vector<LayerCost> layer_costs(Network& network) {
     const auto* module = modules.find(name);
     if (module == nullptr) return;  // an activation or a pool
     LayerCost cost;
-    const torch::Tensor* weight = nullptr;
+    at::IntArrayRef weight;
     std::int64_t positions = 0;  // outputs that share one row of the weight
     if (const auto* linear = (*module)->as<torch::nn::LinearImpl>()) {
       cost.kind = "linear";
-      weight = &linear->weight;
+      weight = linear->weight.sizes();
       positions = output.numel() / output.size(-1);
     } else if (const auto* conv = (*module)->as<torch::nn::Conv2dImpl>()) {
       cost.kind = "conv2d";
-      weight = &conv->weight;
+      weight = conv->weight.sizes();
       positions = output.size(-1) * output.size(-2);
+    } else if (const auto* sparse = (*module)->as<SparseLinearImpl>()) {
+      cost.kind = "linear";
+      weight = sparse->weight()->shape();
+      positions = 1;
     } else {
       return;
     }
     cost.name = name;
-    cost.weight_shape = weight->sizes().vec();
-    cost.weights = weight->numel();
+    cost.weight_shape = weight.vec();
+    cost.weights = c10::multiply_integers(weight);
     cost.macs = cost.weights * positions;
     cost.output_shape.assign(output.sizes().begin() + 1, output.sizes().end());
     costs.push_back(std::move(cost));
   };
   network.forward(torch::zeros({1, input.channels, input.height, input.width}, options.requires_grad(false)), count);
   for (const auto& item : modules) {
-    const bool has_weight = item.value()->as<torch::nn::LinearImpl>() || item.value()->as<torch::nn::Conv2dImpl>();
+    const bool has_weight = item.value()->as<torch::nn::LinearImpl>() || item.value()->as<torch::nn::Conv2dImpl>() ||
+                            item.value()->as<SparseLinearImpl>();
     const bool counted =
         std::any_of(costs.begin(), costs.end(), [&](const LayerCost& c) { return c.name == item.key(); });
     ESPALIER_CHECK(

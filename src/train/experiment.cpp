@@ -157,7 +157,14 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
                               const Clock& clock) {
   const auto seed = static_cast<std::uint64_t>(config.run.seed);
   SparseModel model;
-  model.network = nn::make_model(config.model, input, classes, seed);
+  const auto compressed = [&](const std::string& layer) {
+    if (config.model.storage != "compressed") return false;
+    const auto& dense = config.sparsity.dense_layers;
+    return std::none_of(dense.begin(), dense.end(), [&](const std::string& pattern) {
+      return matches(pattern, layer) || matches(pattern, layer + ".weight");
+    });
+  };
+  model.network = nn::make_model(config.model, input, classes, seed, compressed);
   const SparsifierOptions options = SparsifierOptions()
                                         .sparsity(config.sparsity.sparsity)
                                         .distribution(config.sparsity.distribution)
@@ -173,14 +180,12 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
 
 NamedTensors state_dict(const SparseModel& model) {
   NamedTensors all;
-  for (const auto& item : model.network->named_parameters()) all.emplace_back(item.key(), item.value().detach());
-  for (const auto& item : model.network->named_buffers()) all.emplace_back(item.key(), item.value());
-  for (const auto& w : model.sparsifier->weights()) {
-    if (w->nnz() == w->numel()) continue;
-    at::Tensor mask = torch::zeros({w->numel()}, torch::kUInt8);
-    mask.index_fill_(0, w->active(), 1);
-    all.emplace_back(w->name() + ".mask", mask.view(w->shape()));
+  for (const auto& [name, parameter] : nn::plain_parameters(*model.network)) {
+    all.emplace_back(name, parameter.detach());
   }
+  for (const auto& item : model.network->named_buffers()) all.emplace_back(item.key(), item.value());
+  for (const auto& w : model.sparsifier->weights())
+    for (auto& entry : w->state()) all.push_back(std::move(entry));
   return all;
 }
 
@@ -194,7 +199,12 @@ void load_state_dict(nn::Network& network, const NamedTensors& tensors, const st
                    source, name, fmt::join(at->second.sizes(), "x"), fmt::join(to.sizes(), "x"));
     to.copy_(at->second);
   };
-  for (auto& item : network.named_parameters()) load(item.key(), item.value());
+  for (auto& [name, parameter] : nn::plain_parameters(network)) load(name, parameter);
+  for (const auto& weight : nn::compressed_weights(network)) {
+    ESPALIER_CHECK(weight->load_state(tensors), ErrorKind::data,
+                   "{}: neither \"{}\" nor its .crow_indices, .col_indices and .values, which the model needs", source,
+                   weight->name());
+  }
   for (auto& item : network.named_buffers()) load(item.key(), item.value());
 }
 
@@ -236,6 +246,7 @@ std::vector<LayerReport> layer_report(nn::Network& network, const Sparsifier& sp
     LayerReport row;
     row.name = w->name();
     row.kind = at->second.kind;
+    row.storage = w->nnz() < w->numel() || w->storage() != std::string("masked") ? w->storage() : "dense";
     row.shape = w->shape();
     row.weights = w->numel();
     row.nnz = w->nnz();

@@ -250,11 +250,7 @@ class Run {
     for (const LayerReport& l : layer_report(*model_.network, sparsifier)) {
       macs += l.macs;
       macs_dense += l.macs_dense;
-      layers.push_back({{"name", l.name},
-                        {"path", l.nnz < l.weights ? "masked" : "dense"},
-                        {"shape", l.shape},
-                        {"nnz", l.nnz},
-                        {"macs", l.macs}});
+      layers.push_back({{"name", l.name}, {"path", l.storage}, {"shape", l.shape}, {"nnz", l.nnz}, {"macs", l.macs}});
     }
     for (const auto& p : model_.network->parameters()) parameters += p.numel();
     Json s;

@@ -5,7 +5,8 @@
 ///   torch::optim::SGD sgd(sparsifier.parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
 ///   for (auto& batch : loader) { loss(net, batch).backward(); sparsifier.step(sgd); }
 ///
-/// Linear and Conv2d weights are sparsified; biases and normalisation are left alone. Not thread-safe.
+/// Linear and Conv2d weights are sparsified, in masked storage, and those of nn::SparseLinear, which are compressed;
+/// biases and normalisation are left alone. Not thread-safe.
 #pragma once
 
 #include <torch/torch.h>
@@ -56,8 +57,8 @@ struct LayerTopology {
 
 class Sparsifier {
  public:
-  /// Takes over the Linear and Conv2d weights of the model, which must outlive it. Draws the initial masks.
-  /// Throws Error(usage) if the model has none, or the method cannot do what the options ask.
+  /// Takes over the Linear, Conv2d and SparseLinear weights of the model, which must outlive it. Draws the initial
+  /// masks. Throws Error(usage) if the model has none, or the method cannot do what the options ask.
   Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method, const Reparametrisation& psi,
              const SparsifierOptions& options);
 
@@ -72,7 +73,7 @@ class Sparsifier {
   void step(torch::optim::Optimizer& optimizer);
 
   const Clock& clock() const { return context_.clock; }
-  const std::vector<std::unique_ptr<SparseWeight>>& weights() const { return weights_; }
+  const std::vector<std::shared_ptr<SparseWeight>>& weights() const { return weights_; }
   const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
   std::int64_t nnz() const;        ///< kept weights among the sparsified
   std::int64_t positions() const;  ///< all of them
@@ -90,7 +91,7 @@ class Sparsifier {
 
   std::unique_ptr<Method> method_;
   WeightDecay decay_;
-  std::vector<std::unique_ptr<SparseWeight>> weights_;
+  std::vector<std::shared_ptr<SparseWeight>> weights_;
   NamedParameters others_;
   std::vector<at::Tensor> everything_;  // every tensor that may hold a gradient
   MethodContext context_;

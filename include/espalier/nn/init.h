@@ -27,7 +27,8 @@ std::vector<std::string> known_initializers();
 /// unknown name or a tensor of fewer than two dimensions.
 void initialize_weight(torch::Tensor weight, const std::string& initializer, std::uint64_t seed, std::uint64_t layer);
 
-/// Every Linear and Conv2d of `model`, numbered in the order of named_modules(), and their biases; batch norm gets
+/// Every Linear, Conv2d and SparseLinear of `model`, numbered in the order of named_modules(), and their biases (a
+/// SparseLinear draws its entries when they are kept or looked at); batch norm gets
 /// weight 1, bias 0 and fresh statistics. Other modules are left alone. Values are written in place.
 void initialize(torch::nn::Module& model, const std::string& initializer, std::uint64_t seed);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,10 +32,14 @@ struct ModelInfo {
 /// Every name that make_model knows, in the order of the documentation.
 std::vector<ModelInfo> known_models();
 
-/// The model with the weights of `seed`, in training mode. torch's generators are left as they are.
-/// Throws Error(usage) for options, input or classes that do not fit together; all mistakes in the spelling of a list
-/// of layers at once.
+/// Is the weight of this layer ("fc1") to be held compressed?
+using Compress = std::function<bool(const std::string& layer)>;
+
+/// The model with the weights of `seed`, in training mode. Linear layers for which `compressed` says so are
+/// SparseLinear; without it, all of them for options.storage = "compressed", else none. torch's generators are left as
+/// they are. Throws Error(usage) for options, input or classes that do not fit together; all mistakes in the spelling
+/// of a list of layers at once.
 std::shared_ptr<Network> make_model(const ModelOptions& options, const InputShape& input, std::int64_t classes,
-                                    std::uint64_t seed);
+                                    std::uint64_t seed, const Compress& compressed = {});
 
 }  // namespace espalier::nn

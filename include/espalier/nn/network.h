@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "espalier/nn/activation.h"
+#include "espalier/nn/compressed_weight.h"
+
 namespace espalier::nn {
 
 /// One image: channels x height x width.
@@ -37,6 +40,11 @@ class Network : public torch::nn::Module {
     template <class Name>
     torch::Tensor operator()(const Name& layer, torch::Tensor output) const {
       if (observer_ != nullptr) (*observer_)(prefix_ + layer, output);
+      return output;
+    }
+    template <class Name>
+    Activation operator()(const Name& layer, Activation output) const {
+      if (observer_ != nullptr) (*observer_)(prefix_ + layer, output.plain());
       return output;
     }
     /// For a submodule: its layers are named below it.
@@ -69,6 +77,11 @@ class Network : public torch::nn::Module {
   InputShape input_;
   std::int64_t classes_;
 };
+
+/// Every parameter but the entries of compressed weights, whose shape and order mean nothing without their index.
+std::vector<std::pair<std::string, torch::Tensor>> plain_parameters(const torch::nn::Module& network);
+
+std::vector<std::shared_ptr<CompressedWeight>> compressed_weights(const torch::nn::Module& network);
 
 /// What a weight layer costs when it is dense.
 struct LayerCost {

@@ -35,6 +35,7 @@ struct Rewiring {
 struct TopologyChange {
   at::Tensor dropped, grown;  ///< positions
   std::optional<double> threshold;
+  at::Tensor carried;  ///< compressed storage: [nnz] the place that each entry had before, -1 for newborn ones
 };
 
 class SparseWeight {
@@ -51,11 +52,16 @@ class SparseWeight {
   std::int64_t layer() const { return layer_; }
   const Reparametrisation& reparametrisation() const { return reparametrisation_; }
 
+  virtual const char* storage() const = 0;  ///< "masked" or "compressed"
+
   // --- what a method sees -------------------------------------------------------------------------------------------
   virtual std::int64_t nnz() const = 0;    ///< |M_f|
   virtual at::Tensor active() const = 0;   ///< positions in M_f  [nnz]
   virtual at::Tensor weights() const = 0;  ///< w at active()     [nnz]
   virtual at::Tensor values() const = 0;   ///< phi at active()   [nnz]
+  /// M_f and M_b become exactly these positions, all active now. What a method calls to draw the first mask: compressed
+  /// storage then never holds the others.
+  virtual void keep(const at::Tensor& positions) = 0;
   /// Changes M_f and M_b alike. Throws Error(usage) if the positions are not what Rewiring says.
   virtual void rewire(const Rewiring& change) = 0;
   /// M_b alone: only these positions learn from now on; the others keep their phi whatever the optimiser does.
@@ -80,11 +86,16 @@ class SparseWeight {
 
   // --- saving
   // -----------------------------------------------------------------------------------------------------------
+  /// What stands in the file of weights beside the model's own parameters: "<name>.mask" (uint8) where masked and
+  /// sparse; "<name>.crow_indices", ".col_indices" (int64) and ".values" where compressed.
+  virtual NamedTensors state() const = 0;
   /// phi and masks under "<name>.…"; `restore` takes the same back, bit for bit.
   virtual NamedTensors archive() const = 0;
   virtual void restore(const NamedTensors& tensors) = 0;
 
  protected:
+  void rename(std::string name, std::int64_t layer);
+
   Reparametrisation reparametrisation_;
 
  private:

@@ -75,8 +75,8 @@ struct SparseModel {
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
                               const Clock& clock);
 
-/// Parameters, buffers and masks ("<name>.mask", uint8, where a weight is sparse) by their names in Python's
-/// state_dict.
+/// Parameters and buffers by their names in Python's state_dict, and what SparseWeight::state adds: masks, and
+/// compressed rows in place of compressed weights.
 NamedTensors state_dict(const SparseModel& model);
 
 /// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data)
@@ -96,8 +96,9 @@ SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std
 
 /// One row for each weight layer: what it costs dense, and what is kept.
 struct LayerReport {
-  std::string name;  ///< of the weight: "fc1.weight"
-  std::string kind;  ///< linear, conv2d
+  std::string name;     ///< of the weight: "fc1.weight"
+  std::string kind;     ///< linear, conv2d
+  std::string storage;  ///< dense, masked, compressed
   std::vector<std::int64_t> shape;
   std::int64_t weights = 0, nnz = 0;
   std::int64_t macs_dense = 0;  ///< multiply-accumulates of one sample, dense

@@ -1,0 +1,101 @@
+/// Compressed storage of a SparseWeight: only the kept positions exist, in memory and in time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "espalier/core/bitmask.h"
+#include "espalier/kernels/compressed.h"
+#include "espalier/nn/sparse_weight.h"
+
+namespace espalier {
+
+/// values[nnz] in the canonical order of kernels/compressed.h are what a layer computes with and what its gradient is
+/// for; the index is 16 bits an entry and side. A weight [out, in, …] is the matrix [out, in x …].
+///
+/// Until the first `keep`, `rewire` or use in a layer, every position is active and none is stored: values are drawn by
+/// `draw` when they are looked at. So a network that is sparse from the start is never dense, not even to be built.
+///
+/// With the identity phi *is* values. Otherwise phi [nnz] is a second tensor. `values()` of the interface and its
+/// positions are in row-major order, as everywhere.
+class CompressedWeight : public SparseWeight {
+ public:
+  /// What stands at these positions at step 0: as large as `positions`, float32 or float64.
+  using Draw = std::function<at::Tensor(const std::vector<std::int64_t>& positions)>;
+
+  CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat);
+
+  /// The distribution at step 0, zeros until it is set. Throws Error(usage) once entries are stored.
+  void set_draw(Draw draw);
+  /// What SparseWeight's constructor cannot know yet: name and number in a model, and psi. Values keep w.
+  void adopt(std::string name, std::int64_t layer, const Reparametrisation& psi);
+  /// Entries and values from a dense weight: what is not zero is kept.
+  void from_dense(const at::Tensor& dense);
+  /// w from a file of weights, as `state` gives it (crow_indices, col_indices, values) or dense under name(). False
+  /// where neither is there. Throws Error(data) for tensors that do not fit.
+  bool load_state(const NamedTensors& tensors);
+  at::Tensor to_dense() const;  ///< w, with zeros where nothing is kept
+
+  const void* values_impl() const { return values_.unsafeGetTensorImpl(); }  ///< identity of the parameter `values`
+  at::ScalarType stored_type() const { return values_.scalar_type(); }
+  /// w in canonical order; its TensorImpl never changes. With psi another tensor is the parameter to optimise.
+  const at::Tensor& stored_values();
+  /// Structure and the forward side's values, up to date with stored_values().
+  std::shared_ptr<const kernels::Compressed> matrix();
+  const at::Tensor& forward_values();
+
+  const char* storage() const override { return "compressed"; }
+  std::int64_t nnz() const override;
+  at::Tensor active() const override;
+  at::Tensor weights() const override;
+  at::Tensor values() const override;
+  void keep(const at::Tensor& positions) override;
+  void rewire(const Rewiring& change) override;
+  void set_trainable(const at::Tensor& positions) override;
+  at::Tensor trainable() const override;
+
+  at::Tensor parameter() override;
+  void pull(double decay) override;
+  void settle() override;
+  void shrink(double factor) override;
+  std::optional<TopologyChange> take_change() override;
+  void reindex_state(at::Tensor& state, const TopologyChange& change) const override;
+
+  NamedTensors state() const override;
+  NamedTensors archive() const override;
+  void restore(const NamedTensors& tensors) override;
+
+ private:
+  bool is_virgin() const { return matrix_ == nullptr; }
+  at::Tensor draw(const std::vector<std::int64_t>& positions) const;
+  /// Stores exactly these positions with phi in their order. Replaces structure and tensors, not their TensorImpl.
+  void store(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
+  /// store, and everything that belonged to the entries before is gone.
+  void set_entries(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
+  std::vector<std::int64_t> positions_of(const NamedTensors& tensors, const at::Tensor& values) const;
+  void materialise();
+  void push();
+  void refresh();
+  void thaw();
+  void freeze();
+  bool reparametrised() const { return !reparametrisation_.is_identity(); }
+  at::Tensor row_major(const at::Tensor& canonical) const;
+
+  std::int64_t rows_, columns_;
+  Draw draw_;
+  std::shared_ptr<kernels::Compressed> matrix_;  // null: virgin
+  at::Tensor values_;                            // w, canonical order
+  at::Tensor phi_;                               // the same tensor with the identity
+  at::Tensor forward_values_;
+  at::Tensor power_;                   // |phi|^(alpha-1) left by the last push, where a power is costly
+  at::Tensor frozen_;                  // phi where M_b is 0
+  BitMask every_;                      // [nnz] all ones: M_f
+  BitMask backward_;                   // [nnz] M_b
+  std::int64_t forward_version_ = -1;  // of values_ when forward_values_ were written
+  std::optional<TopologyChange> change_;
+};
+
+}  // namespace espalier

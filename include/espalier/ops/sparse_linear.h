@@ -1,0 +1,26 @@
+/// The linear layer on a compressed weight: y = x W^T + b, and its gradients, without a dense W.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+
+#include "espalier/kernels/compressed.h"
+#include "espalier/ops/tiles.h"
+
+namespace espalier::ops {
+
+using kernels::Compressed;
+
+/// Values in the order of the forward side: forward[j] = values[canonical[j]]. values: [nnz] contiguous, canonical
+/// order; forward: as large, of the same type.
+void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward);
+
+/// y = W x + b on tiles. x: tiles of `columns` features; values: [nnz] in canonical order, what gradients are formed
+/// for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or undefined. Result: tiles of `rows`
+/// features. Differentiable once in x, values and bias. float32 or float64 on the CPU; all of one type.
+/// The same bits for any number of threads.
+at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias);
+
+}  // namespace espalier::ops

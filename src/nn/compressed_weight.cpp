@@ -1,0 +1,486 @@
+#include "espalier/nn/compressed_weight.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "espalier/core/error.h"
+#include "espalier/ops/power.h"
+#include "espalier/ops/sparse_linear.h"
+#include "nn/positions.h"
+
+namespace espalier {
+namespace {
+
+/// Entries that a thread takes at least.
+constexpr std::int64_t kGrain = 32768;
+
+/// f(T{}) with T the C++ type of the values.
+template <class F>
+void with_type(at::ScalarType type, const F& f) {
+  if (type == at::kFloat)
+    f(float{});
+  else
+    f(double{});
+}
+
+/// out[to[i]] = values[i]: from row-major to canonical order.
+at::Tensor scattered(const at::Tensor& values, const std::vector<std::uint32_t>& to) {
+  const at::Tensor from = values.contiguous();
+  at::Tensor out = torch::empty_like(from, torch::TensorOptions().requires_grad(false));
+  with_type(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* source = from.data_ptr<T>();
+    T* target = out.data_ptr<T>();
+    at::parallel_for(0, from.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) target[to[static_cast<std::size_t>(i)]] = source[i];
+    });
+  });
+  return out;
+}
+
+std::vector<std::int64_t> all_positions(std::int64_t n) {
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(n));
+  std::iota(positions.begin(), positions.end(), std::int64_t{0});
+  return positions;
+}
+
+const at::Tensor* find(const NamedTensors& tensors, const std::string& key) {
+  for (const auto& [name, tensor] : tensors)
+    if (name == key) return &tensor;
+  return nullptr;
+}
+
+}  // namespace
+
+CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type)
+    : SparseWeight(std::move(name), std::move(shape), 0) {
+  ESPALIER_CHECK(this->shape().size() >= 2 && numel() > 0, ErrorKind::usage,
+                 "{}: compressed storage takes weights [out, in, …] of positive sizes; found [{}]", this->name(),
+                 fmt::join(this->shape(), ", "));
+  ESPALIER_CHECK(type == at::kFloat || type == at::kDouble, ErrorKind::usage,
+                 "{}: compressed storage takes float32 or float64 weights; found {}", this->name(),
+                 c10::toString(type));
+  rows_ = this->shape()[0];
+  columns_ = numel() / rows_;
+  values_ = torch::empty({0}, type).set_requires_grad(true);
+  phi_ = values_;
+}
+
+void CompressedWeight::set_draw(Draw draw) {
+  ESPALIER_CHECK(is_virgin(), ErrorKind::usage, "{}: has entries already; values at step 0 come too late", name());
+  draw_ = std::move(draw);
+}
+
+void CompressedWeight::adopt(std::string name, std::int64_t layer, const Reparametrisation& psi) {
+  const torch::NoGradGuard no_grad;
+  rename(std::move(name), layer);
+  reparametrisation_ = psi;
+  power_ = at::Tensor();
+  if (!reparametrised()) {
+    phi_ = values_;
+    return;
+  }
+  phi_ = psi.inverse(values_.detach()).contiguous().set_requires_grad(psi.update() == Update::gradient);
+  if (!is_virgin()) push();
+}
+
+at::Tensor CompressedWeight::draw(const std::vector<std::int64_t>& positions) const {
+  if (draw_) return draw_(positions);
+  return torch::zeros({static_cast<std::int64_t>(positions.size())}, values_.scalar_type());
+}
+
+void CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
+  const auto nnz = static_cast<std::int64_t>(positions.size());
+  ESPALIER_CHECK(nnz < (std::int64_t{1} << 32), ErrorKind::usage,
+                 "{}: {} entries; compressed storage holds fewer than 2^32 a layer", name(), nnz);
+  auto matrix = std::make_shared<kernels::Compressed>();
+  std::vector<std::uint32_t> place;
+  *matrix = kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());
+  matrix_ = std::move(matrix);
+  phi_.set_data(scattered(phi, place));
+  if (reparametrised()) values_.set_data(torch::empty_like(phi_, torch::TensorOptions().requires_grad(false)));
+  forward_values_ = at::Tensor();
+  power_ = at::Tensor();
+  every_ = BitMask(nnz, true);
+}
+
+void CompressedWeight::materialise() {
+  const torch::NoGradGuard no_grad;
+  if (!is_virgin()) return;
+  const auto positions = all_positions(numel());
+  store(positions, reparametrisation_.inverse(draw(positions)));
+  backward_ = every_;
+  push();
+}
+
+void CompressedWeight::from_dense(const at::Tensor& dense) {
+  const torch::NoGradGuard no_grad;
+  ESPALIER_CHECK(dense.sizes() == at::IntArrayRef(shape()), ErrorKind::usage,
+                 "{}: a dense weight of [{}] for a layer of [{}]", name(), fmt::join(dense.sizes(), ", "),
+                 fmt::join(shape(), ", "));
+  const at::Tensor flat = dense.detach().to(values_.scalar_type()).contiguous().view({-1});
+  const at::Tensor kept = flat.nonzero().view({-1});
+  set_entries(checked(kept, numel(), name(), "keep"), reparametrisation_.inverse(flat.index_select(0, kept)));
+}
+
+at::Tensor CompressedWeight::to_dense() const {
+  const torch::NoGradGuard no_grad;
+  at::Tensor flat = torch::zeros({numel()}, values_.scalar_type());
+  flat.index_copy_(0, active(), weights());
+  return flat.view(shape());
+}
+
+const at::Tensor& CompressedWeight::stored_values() {
+  materialise();
+  return values_;
+}
+
+std::shared_ptr<const kernels::Compressed> CompressedWeight::matrix() {
+  materialise();
+  return matrix_;
+}
+
+const at::Tensor& CompressedWeight::forward_values() {
+  materialise();
+  // An optimiser or a user may have written to the values since.
+  if (forward_version_ != static_cast<std::int64_t>(values_._version())) refresh();
+  return forward_values_;
+}
+
+void CompressedWeight::refresh() {
+  const torch::NoGradGuard no_grad;
+  if (!forward_values_.defined()) {
+    forward_values_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
+  }
+  ops::refresh_forward(*matrix_, values_, forward_values_);
+  forward_version_ = static_cast<std::int64_t>(values_._version());
+}
+
+void CompressedWeight::push() {
+  const torch::NoGradGuard no_grad;
+  if (reparametrised()) {
+    if (reparametrisation_.update() == Update::gradient && ops::power_is_costly(reparametrisation_.alpha()) &&
+        !power_.defined()) {
+      power_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
+    }
+    ops::power_push(phi_, every_, reparametrisation_.alpha(), values_, power_);
+  }
+  refresh();
+}
+
+std::int64_t CompressedWeight::nnz() const { return is_virgin() ? numel() : matrix_->nnz(); }
+
+at::Tensor CompressedWeight::active() const {
+  if (is_virgin()) return torch::arange(numel(), torch::kInt64);
+  std::vector<std::int64_t> positions;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, positions, place, at::get_num_threads());
+  return to_tensor(positions);
+}
+
+at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
+  const torch::NoGradGuard no_grad;
+  std::vector<std::int64_t> positions;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, positions, place, at::get_num_threads());
+  at::Tensor out = torch::empty_like(canonical, torch::TensorOptions().requires_grad(false));
+  with_type(canonical.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = canonical.data_ptr<T>();
+    T* to = out.data_ptr<T>();
+    at::parallel_for(0, out.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) to[i] = from[place[static_cast<std::size_t>(i)]];
+    });
+  });
+  return out;
+}
+
+at::Tensor CompressedWeight::weights() const {
+  if (!is_virgin()) return row_major(values_);
+  const at::Tensor phi = values();
+  if (!reparametrised()) return phi;
+  at::Tensor w = torch::empty_like(phi), no_power;  // what push will leave
+  ops::power_push(phi, BitMask(numel(), true), reparametrisation_.alpha(), w, no_power);
+  return w;
+}
+
+at::Tensor CompressedWeight::values() const {
+  if (is_virgin()) return reparametrisation_.inverse(draw(all_positions(numel())));
+  return row_major(phi_);
+}
+
+void CompressedWeight::keep(const at::Tensor& positions) {
+  const torch::NoGradGuard no_grad;
+  auto kept = checked(positions, numel(), name(), "keep");
+  if (is_virgin()) {
+    store(kept, reparametrisation_.inverse(draw(kept)));
+    backward_ = every_;
+    // What was not kept was never there, so it is not listed: a list would be as long as the dense weight.
+    change_ = TopologyChange{to_tensor({}), to_tensor({}), std::nullopt, {}};
+    push();
+    return;
+  }
+  std::vector<std::int64_t> old, drop;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, old, place, at::get_num_threads());
+  std::set_difference(old.begin(), old.end(), kept.begin(), kept.end(), std::back_inserter(drop));
+  ESPALIER_CHECK(old.size() - drop.size() == kept.size(), ErrorKind::usage, "{}: a position to keep is not active",
+                 name());
+  rewire({to_tensor(drop), {}, {}, {}});
+}
+
+void CompressedWeight::rewire(const Rewiring& change) {
+  const torch::NoGradGuard no_grad;
+  materialise();
+  const auto drop = checked(change.drop, numel(), name(), "drop");
+  const auto grow = checked(change.grow, numel(), name(), "grow");
+  at::Tensor births = torch::zeros({static_cast<std::int64_t>(grow.size())}, values_.scalar_type());
+  if (change.birth_values.defined()) {
+    births = change.birth_values.detach().to(values_.scalar_type()).contiguous();
+    ESPALIER_CHECK(births.dim() == 1 && births.size(0) == static_cast<std::int64_t>(grow.size()), ErrorKind::usage,
+                   "{}: {} birth values for {} positions to grow", name(), births.numel(), grow.size());
+  }
+  std::vector<std::int64_t> old;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, old, place, at::get_num_threads());
+
+  // One walk over the three ascending lists. `from`: the old canonical place, or ~(number of the birth).
+  std::vector<std::int64_t> positions, from;
+  positions.reserve(old.size() - std::min(old.size(), drop.size()) + grow.size());
+  from.reserve(positions.capacity());
+  std::size_t d = 0, g = 0;
+  const auto grow_up_to = [&](std::int64_t limit) {
+    for (; g < grow.size() && grow[g] < limit; ++g) {
+      positions.push_back(grow[g]);
+      from.push_back(~static_cast<std::int64_t>(g));
+    }
+  };
+  for (std::size_t i = 0; i < old.size(); ++i) {
+    ESPALIER_CHECK(d == drop.size() || drop[d] >= old[i], ErrorKind::usage, "{}: position {} to drop is not active",
+                   name(), drop[d]);
+    grow_up_to(old[i]);
+    if (d < drop.size() && drop[d] == old[i]) {
+      ++d;
+      continue;  // grown again, if it is, by the next grow_up_to
+    }
+    ESPALIER_CHECK(g == grow.size() || grow[g] != old[i], ErrorKind::usage, "{}: position {} to grow is active already",
+                   name(), grow[g]);
+    positions.push_back(old[i]);
+    from.push_back(place[i]);
+  }
+  ESPALIER_CHECK(d == drop.size(), ErrorKind::usage, "{}: position {} to drop is not active", name(), drop[d]);
+  grow_up_to(numel());
+
+  const auto nnz = static_cast<std::int64_t>(positions.size());
+  at::Tensor phi = torch::empty({nnz}, values_.scalar_type());
+  with_type(values_.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* before = phi_.data_ptr<T>();
+    const T* born = births.data_ptr<T>();
+    T* now = phi.data_ptr<T>();
+    at::parallel_for(0, nnz, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t f = from[static_cast<std::size_t>(i)];
+        now[i] = f >= 0 ? before[f] : born[~f];
+      }
+    });
+  });
+  const BitMask trainable = backward_;
+  store(positions, phi);
+  // Where each entry came from, in the new canonical order.
+  std::vector<std::int64_t> positions_again;
+  kernels::row_major(*matrix_, positions_again, place, at::get_num_threads());
+  at::Tensor carried = torch::empty({nnz}, torch::kInt64);
+  auto* c = carried.data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < nnz; ++i) {
+    c[place[static_cast<std::size_t>(i)]] = std::max<std::int64_t>(-1, from[static_cast<std::size_t>(i)]);
+  }
+  backward_ = every_;
+  if (!trainable.all()) {
+    for (std::int64_t k = 0; k < nnz; ++k)
+      if (c[k] >= 0 && !trainable.test(c[k])) backward_.set(k, false);
+  }
+
+  TopologyChange now{to_tensor(drop), to_tensor(grow), change.threshold, carried};
+  if (change_) {
+    now.dropped = torch::cat({change_->dropped, now.dropped});
+    now.grown = torch::cat({change_->grown, now.grown});
+    if (change_->carried.defined()) {
+      const auto* before = change_->carried.data_ptr<std::int64_t>();
+      for (std::int64_t k = 0; k < nnz; ++k) c[k] = c[k] < 0 ? -1 : before[c[k]];
+    }
+  }
+  change_ = std::move(now);
+  freeze();
+  push();
+}
+
+void CompressedWeight::set_trainable(const at::Tensor& positions) {
+  materialise();
+  const auto list = checked(positions, numel(), name(), "train");
+  std::vector<std::int64_t> here;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, here, place, at::get_num_threads());
+  backward_ = BitMask(nnz());
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < here.size() && next < list.size(); ++i) {
+    while (next < list.size() && list[next] < here[i]) ++next;  // not stored: nothing there can learn
+    if (next < list.size() && list[next] == here[i]) backward_.set(place[i], true);
+  }
+  freeze();
+}
+
+at::Tensor CompressedWeight::trainable() const {
+  if (is_virgin()) return torch::arange(numel(), torch::kInt64);
+  std::vector<std::int64_t> here, out;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, here, place, at::get_num_threads());
+  for (std::size_t i = 0; i < here.size(); ++i)
+    if (backward_.test(place[i])) out.push_back(here[i]);
+  return to_tensor(out);
+}
+
+at::Tensor CompressedWeight::parameter() {
+  return reparametrised() && reparametrisation_.update() == Update::gradient ? phi_ : values_;
+}
+
+void CompressedWeight::pull(double decay) {
+  at::Tensor& gradient = values_.mutable_grad();
+  if (!gradient.defined()) return;
+  const bool in_phi = reparametrised() && reparametrisation_.update() == Update::gradient;
+  if (in_phi) {
+    ops::power_pull(phi_, power_, backward_, reparametrisation_.alpha(), decay, gradient);
+    phi_.mutable_grad() = gradient;
+    gradient = at::Tensor();
+  } else if (decay != 0) {
+    ops::power_pull(values_, {}, backward_, 1, decay, gradient);  // in the space of w: alpha = 1
+  } else if (!backward_.all()) {
+    ops::keep(gradient, backward_, {});
+  }
+}
+
+void CompressedWeight::settle() {
+  const torch::NoGradGuard no_grad;
+  if (is_virgin()) return;
+  if (reparametrised() && reparametrisation_.update() == Update::target) {
+    ops::power_target(phi_, every_, backward_, reparametrisation_.alpha(), values_);
+    refresh();
+    return;
+  }
+  thaw();
+  push();
+}
+
+void CompressedWeight::shrink(double factor) {
+  const torch::NoGradGuard no_grad;
+  materialise();
+  phi_.mul_(factor);
+  thaw();
+  push();
+}
+
+void CompressedWeight::thaw() {
+  if (!backward_.all()) ops::keep(phi_, backward_, frozen_);
+}
+
+void CompressedWeight::freeze() { frozen_ = backward_.all() ? at::Tensor() : phi_.detach().clone(); }
+
+std::optional<TopologyChange> CompressedWeight::take_change() { return std::exchange(change_, std::nullopt); }
+
+void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& change) const {
+  const torch::NoGradGuard no_grad;
+  if (!change.carried.defined()) return;
+  const at::Tensor survived = change.carried.ge(0);
+  state = torch::where(survived, state.index_select(0, change.carried.clamp_min(0)), torch::zeros({}, state.options()));
+  ESPALIER_ASSERT(state.numel() == nnz());
+}
+
+namespace {
+
+/// positions, row-major, as compressed rows.
+std::pair<at::Tensor, at::Tensor> crow_and_col(const at::Tensor& positions, std::int64_t rows, std::int64_t columns) {
+  const at::Tensor row = positions.div(columns, "floor");
+  const at::Tensor crow = torch::searchsorted(row, torch::arange(rows + 1, torch::kInt64));
+  return {crow, positions - row * columns};
+}
+
+}  // namespace
+
+NamedTensors CompressedWeight::state() const {
+  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
+}
+
+NamedTensors CompressedWeight::archive() const {
+  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  NamedTensors tensors = {
+      {name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".phi", values()}};
+  if (!is_virgin() && !backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
+  return tensors;
+}
+
+std::vector<std::int64_t> CompressedWeight::positions_of(const NamedTensors& tensors, const at::Tensor& values) const {
+  const at::Tensor* crow = find(tensors, name() + ".crow_indices");
+  const at::Tensor* col = find(tensors, name() + ".col_indices");
+  ESPALIER_CHECK(crow != nullptr && col != nullptr, ErrorKind::data,
+                 "{}: the saved state lacks its .crow_indices or .col_indices (what masked storage saved has none: set "
+                 "model.storage = \"masked\")",
+                 name());
+  ESPALIER_CHECK(crow->scalar_type() == at::kLong && crow->dim() == 1 && crow->size(0) == rows_ + 1 &&
+                     col->scalar_type() == at::kLong && col->dim() == 1 && values.dim() == 1 &&
+                     values.size(0) == col->size(0) && values.scalar_type() == values_.scalar_type(),
+                 ErrorKind::data, "{}: saved indices or values have another shape or type than [{}] needs", name(),
+                 fmt::join(shape(), ", "));
+  const at::Tensor crow_flat = crow->contiguous(), col_flat = col->contiguous();
+  const auto* start = crow_flat.data_ptr<std::int64_t>();
+  const auto* column = col_flat.data_ptr<std::int64_t>();
+  const std::int64_t nnz = col->size(0);
+  bool good = start[0] == 0 && start[rows_] == nnz;
+  for (std::int64_t r = 0; good && r < rows_; ++r) good = start[r] <= start[r + 1];
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(good ? nnz : 0));
+  for (std::int64_t r = 0; good && r < rows_; ++r) {
+    for (std::int64_t k = start[r]; good && k < start[r + 1]; ++k) {
+      good = column[k] >= 0 && column[k] < columns_ && (k == start[r] || column[k] > column[k - 1]);
+      positions[static_cast<std::size_t>(k)] = r * columns_ + column[k];
+    }
+  }
+  ESPALIER_CHECK(good, ErrorKind::data, "{}: the saved indices are not those of compressed rows of [{}, {}]", name(),
+                 rows_, columns_);
+  return positions;
+}
+
+void CompressedWeight::restore(const NamedTensors& tensors) {
+  const torch::NoGradGuard no_grad;
+  const at::Tensor* phi = find(tensors, name() + ".phi");
+  const at::Tensor* trainable = find(tensors, name() + ".trainable");
+  ESPALIER_CHECK(phi != nullptr, ErrorKind::data, "{}.phi: missing from the saved state", name());
+  set_entries(positions_of(tensors, *phi), *phi);
+  if (trainable != nullptr) set_trainable(*trainable);
+}
+
+bool CompressedWeight::load_state(const NamedTensors& tensors) {
+  const torch::NoGradGuard no_grad;
+  if (const at::Tensor* w = find(tensors, name() + ".values")) {
+    set_entries(positions_of(tensors, *w), reparametrisation_.inverse(*w));
+    return true;
+  }
+  const at::Tensor* dense = find(tensors, name());
+  if (dense == nullptr) return false;
+  ESPALIER_CHECK(dense->sizes() == at::IntArrayRef(shape()), ErrorKind::data,
+                 "{}: has shape [{}]; the model needs [{}]", name(), fmt::join(dense->sizes(), ", "),
+                 fmt::join(shape(), ", "));
+  from_dense(*dense);
+  return true;
+}
+
+void CompressedWeight::set_entries(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
+  store(positions, phi);
+  backward_ = every_;
+  frozen_ = at::Tensor();
+  change_.reset();
+  push();
+}
+
+}  // namespace espalier

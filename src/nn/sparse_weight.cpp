@@ -1,0 +1,15 @@
+#include "espalier/nn/sparse_weight.h"
+
+namespace espalier {
+
+SparseWeight::SparseWeight(std::string name, std::vector<std::int64_t> shape, std::int64_t layer)
+    : name_(std::move(name)), shape_(std::move(shape)), numel_(1), layer_(layer) {
+  for (const auto d : shape_) numel_ *= d;
+}
+
+void SparseWeight::rename(std::string name, std::int64_t layer) {
+  name_ = std::move(name);
+  layer_ = layer;
+}
+
+}  // namespace espalier

@@ -1,0 +1,154 @@
+#include "espalier/ops/sparse_linear.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+
+#include "espalier/core/error.h"
+#include "espalier/kernels/dispatch.h"
+#include "ops/dispatch_type.h"
+
+namespace espalier::ops {
+namespace {
+
+using kernels::CompressedSide;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// Multiply-adds a thread must get to be worth waking.
+constexpr std::int64_t kWorthAThread = 200'000;
+
+int threads_for(std::int64_t entries, std::int64_t lanes) {
+  return static_cast<int>(std::clamp<std::int64_t>(entries * lanes / kWorthAThread, 1, at::get_num_threads()));
+}
+
+template <class F>
+void each_part(int parts, const F& f) {
+  at::parallel_for(0, parts, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) f(p);
+  });
+}
+
+/// The chunk where share `part` of `parts` begins.
+std::int64_t chunk_at(const CompressedSide& side, double share) {
+  const auto target = static_cast<std::int64_t>(share * static_cast<double>(side.work.back()));
+  return std::lower_bound(side.work.begin(), side.work.end(), target) - side.work.begin();
+}
+
+/// y on all tiles: tiles and chunks laid end to end and cut into equal shares of work.
+template <class T>
+void forward(const Compressed& m, const TileLayout& in, const T* values, const T* bias, const T* x, T* y) {
+  const auto& k = kernels::active().sparse_linear<T>();
+  const CompressedSide& side = m.forward;
+  const std::int64_t tiles = in.tiles(), chunks = side.chunks();
+  const int parts = threads_for(side.work.back(), in.numel() / std::max<std::int64_t>(1, in.features));
+  // A share's begin as tile and chunk; a function of the share alone, so ends meet begins.
+  const auto begin_of = [&](std::int64_t part) {
+    const double at = static_cast<double>(tiles) * static_cast<double>(part) / parts;
+    const auto tile = std::min<std::int64_t>(tiles, static_cast<std::int64_t>(at));
+    return tile * chunks + (tile < tiles ? std::min(chunks, chunk_at(side, at - static_cast<double>(tile))) : 0);
+  };
+  each_part(parts, [&](std::int64_t p) {
+    const std::int64_t begin = begin_of(p), end = p + 1 == parts ? tiles * chunks : begin_of(p + 1);
+    for (std::int64_t t = begin / chunks; t * chunks < end; ++t) {
+      k.forward(side, values, bias, x + in.offset(t), y + t * kernels::kTileLanes * m.rows, in.lanes(t),
+                std::max<std::int64_t>(0, begin - t * chunks), std::min(chunks, end - t * chunks));
+    }
+  });
+}
+
+/// dx (unless null) and dvalues over all tiles: each thread has chunks of columns of its own, tile after tile.
+template <class T>
+void backward(const Compressed& m, const TileLayout& in, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
+              T* dbias) {
+  const auto& k = kernels::active().sparse_linear<T>();
+  const CompressedSide& side = m.backward;
+  const TileLayout out{in.samples, m.rows};
+  const int parts = threads_for(side.work.back(), 2 * in.numel() / std::max<std::int64_t>(1, in.features));
+  each_part(parts, [&](std::int64_t p) {
+    const auto share = [&](std::int64_t part) { return static_cast<double>(part) / parts; };
+    const std::int64_t begin = chunk_at(side, share(p)),
+                       end = p + 1 == parts ? side.chunks() : chunk_at(side, share(p + 1));
+    const std::int64_t row_begin = m.rows * p / parts, row_end = m.rows * (p + 1) / parts;
+    for (std::int64_t t = 0; t < in.tiles(); ++t) {
+      k.backward(side, values, x + in.offset(t), dy + out.offset(t), dx != nullptr ? dx + in.offset(t) : nullptr,
+                 dvalues, t > 0, in.lanes(t), begin, end);
+      if (dbias != nullptr) k.row_sums(dy + out.offset(t), dbias, t > 0, in.lanes(t), row_begin, row_end);
+    }
+  });
+}
+
+struct SparseLinear : torch::autograd::Function<SparseLinear> {
+  /// The weight's structure outlives a change of topology between forward and backward.
+  struct Structure : torch::CustomClassHolder {
+    std::shared_ptr<const Compressed> matrix;
+  };
+
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values, const at::Tensor& bias,
+                            const TileLayout& layout, const std::shared_ptr<const Compressed>& matrix,
+                            const at::Tensor& forward_values) {
+    const TileLayout out{layout.samples, matrix->rows};
+    const at::Tensor in = x.contiguous();
+    at::Tensor y = at::empty({out.numel()}, x.options());
+    with_type(x, [&](auto zero) {
+      using T = decltype(zero);
+      ops::forward<T>(*matrix, layout, forward_values.data_ptr<T>(), bias.defined() ? bias.data_ptr<T>() : nullptr,
+                      in.data_ptr<T>(), y.data_ptr<T>());
+    });
+    ctx->save_for_backward({in, values, bias});
+    ctx->saved_data["samples"] = layout.samples;
+    ctx->saved_data["input_gradient"] = x.requires_grad();
+    auto structure = c10::make_intrusive<Structure>();
+    structure->matrix = matrix;
+    ctx->saved_data["structure"] = c10::IValue::make_capsule(std::move(structure));
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &values = saved[1], &bias = saved[2];
+    const auto structure = ctx->saved_data["structure"].toCapsule();
+    const Compressed& matrix = *static_cast<const Structure&>(*structure).matrix;
+    const TileLayout layout{ctx->saved_data["samples"].toInt(), matrix.columns};
+    const at::Tensor dy = gradients[0].contiguous();
+    const bool want_bias = bias.defined() && bias.requires_grad();
+    at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? at::empty_like(x) : at::Tensor();
+    at::Tensor dvalues = at::empty_like(values);
+    at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
+    with_type(x, [&](auto zero) {
+      using T = decltype(zero);
+      ops::backward<T>(matrix, layout, values.data_ptr<T>(), x.data_ptr<T>(), dy.data_ptr<T>(),
+                       dx.defined() ? dx.data_ptr<T>() : nullptr, dvalues.data_ptr<T>(),
+                       dbias.defined() ? dbias.data_ptr<T>() : nullptr);
+    });
+    return {dx, dvalues, dbias, {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward) {
+  ESPALIER_ASSERT(values.numel() == matrix.nnz() && forward.numel() == matrix.nnz() && values.is_contiguous());
+  with_type(values, [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = values.data_ptr<T>();
+    T* to = forward.data_ptr<T>();
+    at::parallel_for(0, matrix.nnz(), 32768, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t j = begin; j < end; ++j) to[j] = from[matrix.canonical[static_cast<std::size_t>(j)]];
+    });
+  });
+}
+
+at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias) {
+  ESPALIER_CHECK(layout.features == matrix->columns && x.numel() == layout.numel(), ErrorKind::usage,
+                 "sparse linear layer: the input has {} features, the weight [{}, {}] takes {}", layout.features,
+                 matrix->rows, matrix->columns, matrix->columns);
+  ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
+                 "sparse linear layer: the input is {}, the weight {}; convert one of them",
+                 c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
+  ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
+  return SparseLinear::apply(x, values, bias, layout, matrix, forward);
+}
+
+}  // namespace espalier::ops

@@ -1,0 +1,326 @@
+// Compressed storage against masked storage: the same operations on both must leave the same values, bit for bit.
+#include "espalier/nn/compressed_weight.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "espalier/core/error.h"
+#include "espalier/core/random.h"
+#include "espalier/nn/sparse_linear.h"
+
+namespace espalier {
+namespace {
+
+at::Tensor positions(std::vector<std::int64_t> list) { return torch::tensor(list, torch::kInt64); }
+
+at::Tensor dense_values(std::int64_t rows, std::int64_t columns) {
+  torch::manual_seed(9);
+  return torch::randn({rows, columns}, torch::kDouble);
+}
+
+/// One weight in both storages, driven alike.
+struct Twins {
+  Twins(std::int64_t rows, std::int64_t columns, const Reparametrisation& psi) {
+    const at::Tensor start = dense_values(rows, columns);
+    w = start.clone().set_requires_grad(true);
+    masked = make_masked_weight("fc.weight", w, psi, 0);
+    compressed = std::make_unique<CompressedWeight>("x", std::vector<std::int64_t>{rows, columns}, torch::kDouble);
+    compressed->set_draw([start](const std::vector<std::int64_t>& at) {
+      return start.view({-1}).index_select(0, torch::tensor(at, torch::kInt64));
+    });
+    compressed->adopt("fc.weight", 0, psi);
+  }
+
+  void both(const std::function<void(SparseWeight&)>& f) {
+    f(*masked);
+    f(*compressed);
+  }
+
+  /// A step of SGD with momentum and decay whose gradient is a given function of the position.
+  void step(std::uint64_t seed) {
+    const RandomStream random(seed, Purpose::test);
+    at::Tensor g = torch::empty_like(w).detach();
+    for (std::int64_t i = 0; i < g.numel(); ++i) g.view({-1})[i] = random.normal_at(static_cast<std::uint64_t>(i));
+    w.mutable_grad() = g.clone();
+    const at::Tensor& values = compressed->stored_values();
+    // canonical order, through the row-major one
+    const at::Tensor here = g.view({-1}).index_select(0, compressed->active());
+    at::Tensor canonical = torch::empty_like(values).detach();
+    canonical.index_copy_(0, canonical_places(), here);
+    const_cast<at::Tensor&>(values).mutable_grad() = canonical;
+    both([](SparseWeight& s) { s.pull(0.01); });
+    const auto update = [](SparseWeight& s, at::Tensor& momentum) {
+      const torch::NoGradGuard no_grad;
+      at::Tensor p = s.parameter();
+      if (!momentum.defined()) momentum = torch::zeros_like(p).detach();
+      momentum.mul_(0.9).add_(p.grad());
+      p.sub_(momentum.mul(0.005));  // two roundings, wherever an entry stands in its vector
+    };
+    update(*masked, masked_momentum);
+    update(*compressed, compressed_momentum);
+    both([](SparseWeight& s) { s.settle(); });
+  }
+
+  at::Tensor canonical_places() {
+    std::vector<std::int64_t> at;
+    std::vector<std::uint32_t> place;
+    kernels::row_major(*compressed->matrix(), at, place, 1);
+    return torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
+  }
+
+  void rewire(const Rewiring& change) {
+    both([&](SparseWeight& s) { s.rewire(change); });
+    if (!masked_momentum.defined()) {
+      both([](SparseWeight& s) { s.take_change(); });
+      return;
+    }
+    masked->reindex_state(masked_momentum, *masked->take_change());
+    compressed->reindex_state(compressed_momentum, *compressed->take_change());
+  }
+
+  void expect_equal(const std::string& where) {
+    ASSERT_TRUE(torch::equal(masked->active(), compressed->active())) << where;
+    ASSERT_EQ(masked->nnz(), compressed->nnz()) << where;
+    EXPECT_TRUE(torch::equal(masked->values(), compressed->values())) << where;
+    EXPECT_TRUE(torch::equal(masked->weights(), compressed->weights())) << where;
+    EXPECT_TRUE(torch::equal(masked->trainable(), compressed->trainable())) << where;
+    if (!masked_momentum.defined()) return;
+    const at::Tensor of_masked = masked_momentum.view({-1}).index_select(0, masked->active());
+    EXPECT_TRUE(torch::equal(of_masked, compressed_momentum.index_select(0, canonical_places()))) << where;
+  }
+
+  at::Tensor w, masked_momentum, compressed_momentum;
+  std::unique_ptr<SparseWeight> masked;
+  std::unique_ptr<CompressedWeight> compressed;
+};
+
+/// `n` of the positions, drawn.
+at::Tensor some(const at::Tensor& of, std::int64_t n, std::uint64_t seed) {
+  const auto chosen = random_subset(of.numel(), n, RandomStream(seed, Purpose::test));
+  return of.index_select(0, torch::tensor(chosen, torch::kInt64));
+}
+
+at::Tensor inactive(const SparseWeight& s) {
+  at::Tensor mask = torch::ones({s.numel()}, torch::kBool);
+  mask.index_fill_(0, s.active(), false);
+  return mask.nonzero().view({-1});
+}
+
+TEST(CompressedWeight, IsTheMaskedWeightThroughEveryOperation) {
+  for (const auto& psi : {Reparametrisation(), Reparametrisation(Powerprop(1.7)), Reparametrisation(Powerprop(3)),
+                          Reparametrisation(Powerprop(2, Update::target))}) {
+    Twins t(23, 37, psi);
+    t.expect_equal("start");
+    t.both([](SparseWeight& s) { s.keep(positions(random_subset(23 * 37, 200, RandomStream(1, Purpose::test)))); });
+    t.both([](SparseWeight& s) { s.take_change(); });
+    t.expect_equal("keep");
+    for (std::uint64_t round = 0; round < 6; ++round) {
+      const std::string where = "alpha " + std::to_string(psi.alpha()) + " round " + std::to_string(round);
+      for (std::uint64_t s = 0; s < 3; ++s) t.step(10 * round + s);
+      t.expect_equal(where + " steps");
+      const at::Tensor drop = some(t.masked->active(), 40, round);
+      const at::Tensor grow = some(inactive(*t.masked), 30 + static_cast<std::int64_t>(round), round + 50);
+      t.rewire({drop, grow, torch::linspace(0.1, 1, grow.numel(), torch::kDouble), 0.5});
+      t.expect_equal(where + " rewire");
+      if (round == 2) {
+        const at::Tensor learn = some(t.masked->active(), 100, 77);
+        t.both([&](SparseWeight& s) { s.set_trainable(learn); });
+        t.expect_equal(where + " trainable");
+      }
+      if (round == 4) {
+        t.both([](SparseWeight& s) { s.shrink(0.5); });
+        t.expect_equal(where + " shrink");
+      }
+    }
+  }
+}
+
+TEST(CompressedWeight, TwoRewiringsBetweenLooksCountAsOne) {
+  Twins t(5, 8, {});
+  t.both([](SparseWeight& s) { s.keep(positions({0, 3, 9, 14, 20, 33, 39})); });
+  t.both([](SparseWeight& s) { s.take_change(); });
+  t.step(1);
+  t.both([](SparseWeight& s) { s.rewire({positions({3}), positions({4}), {}, {}}); });
+  t.both([](SparseWeight& s) { s.rewire({positions({9, 14}), positions({3, 15}), {}, {}}); });
+  t.masked->reindex_state(t.masked_momentum, *t.masked->take_change());
+  t.compressed->reindex_state(t.compressed_momentum, *t.compressed->take_change());
+  t.expect_equal("after");
+}
+
+TEST(CompressedWeight, KeepsTheTensorThatTheOptimiserKnows) {
+  CompressedWeight s("w", {6, 6});
+  const void* impl = s.parameter().unsafeGetTensorImpl();
+  s.keep(positions({1, 5, 30}));
+  s.rewire({positions({5}), positions({6, 7}), {}, {}});
+  EXPECT_EQ(s.parameter().unsafeGetTensorImpl(), impl);
+  EXPECT_EQ(s.parameter().numel(), 4);
+  EXPECT_TRUE(s.parameter().requires_grad());
+}
+
+TEST(CompressedWeight, WrongPositionsChangeNothing) {
+  CompressedWeight s("w", {2, 3}, torch::kDouble);
+  s.from_dense(torch::tensor({1.0, 0.0, 3.0, 0.0, 5.0, 6.0}, torch::kDouble).view({2, 3}));
+  EXPECT_THROW(s.rewire({positions({4, 2}), {}, {}, {}}), Error);  // not ascending
+  EXPECT_THROW(s.rewire({positions({1}), {}, {}, {}}), Error);     // not active
+  EXPECT_THROW(s.rewire({positions({6}), {}, {}, {}}), Error);     // outside
+  EXPECT_THROW(s.rewire({{}, positions({2}), {}, {}}), Error);     // active already
+  EXPECT_THROW(s.rewire({{}, positions({1}), torch::zeros({2}), {}}), Error);
+  EXPECT_THROW(s.keep(positions({0, 1})), Error);
+  EXPECT_THROW(CompressedWeight("w", {6}), Error);
+  EXPECT_THROW(CompressedWeight("w", {0, 6}), Error);
+  EXPECT_TRUE(torch::equal(s.active(), positions({0, 2, 4, 5})));
+  EXPECT_TRUE(torch::equal(s.weights(), torch::tensor({1.0, 3.0, 5.0, 6.0}, torch::kDouble)));
+}
+
+TEST(CompressedWeight, ArchiveAndStateComeBack) {
+  for (const auto& psi :
+       {Reparametrisation(), Reparametrisation(Powerprop(1.7)), Reparametrisation(Powerprop(2, Update::target))}) {
+    CompressedWeight s("w", {7, 9}, torch::kDouble);
+    s.adopt("w", 0, psi);
+    s.from_dense(torch::dropout(dense_values(7, 9), 0.6, true));
+    s.set_trainable(s.active().slice(0, 2, 7));
+    CompressedWeight other("w", {7, 9}, torch::kDouble);
+    other.adopt("w", 0, psi);
+    other.restore(s.archive());
+    EXPECT_TRUE(torch::equal(other.values(), s.values()));
+    EXPECT_TRUE(torch::equal(other.weights(), s.weights()));
+    EXPECT_TRUE(torch::equal(other.active(), s.active()));
+    EXPECT_TRUE(torch::equal(other.trainable(), s.trainable()));
+    CompressedWeight third("w", {7, 9}, torch::kDouble), fourth("w", {7, 9}, torch::kDouble);
+    ASSERT_TRUE(third.load_state(s.state()));
+    ASSERT_TRUE(fourth.load_state({{"w", s.to_dense()}}));
+    EXPECT_FALSE(fourth.load_state({{"v", s.to_dense()}}));
+    EXPECT_TRUE(torch::equal(third.to_dense(), s.to_dense()));
+    EXPECT_TRUE(torch::equal(fourth.to_dense(), s.to_dense()));
+  }
+}
+
+TEST(CompressedWeight, DamagedIndicesAreRefused) {
+  CompressedWeight s("w", {3, 4});
+  const auto attempt = [&](std::vector<std::int64_t> crow, std::vector<std::int64_t> col) {
+    s.restore({{"w.crow_indices", positions(crow)},
+               {"w.col_indices", positions(col)},
+               {"w.phi", torch::ones({static_cast<std::int64_t>(col.size())})}});
+  };
+  attempt({0, 1, 1, 3}, {3, 0, 2});
+  EXPECT_EQ(s.nnz(), 3);
+  EXPECT_THROW(attempt({0, 1, 3}, {3, 0, 2}), Error);      // too few rows
+  EXPECT_THROW(attempt({0, 2, 1, 3}, {3, 0, 2}), Error);   // falls
+  EXPECT_THROW(attempt({0, 1, 1, 4}, {3, 0, 2}), Error);   // beyond the end
+  EXPECT_THROW(attempt({0, 1, 1, 3}, {3, 2, 0}), Error);   // not ascending
+  EXPECT_THROW(attempt({0, 1, 1, 3}, {4, 0, 2}), Error);   // outside
+  EXPECT_THROW(attempt({0, 1, 1, 3}, {-1, 0, 2}), Error);  // outside
+  EXPECT_THROW(attempt({0, 1, 1 << 30, 3}, {3, 0, 2}), Error);
+  EXPECT_THROW(s.restore({{"w.phi", torch::ones({3})}}), Error);
+  EXPECT_EQ(s.nnz(), 3);
+}
+
+TEST(SparseLinear, IsTheDenseLayerWithTheSameWeights) {
+  for (const std::int64_t batch : {1, 7, 16, 64, 65, 100, 130}) {
+    torch::nn::Linear dense(torch::nn::LinearOptions(37, 23));
+    dense->to(torch::kDouble);
+    {
+      const torch::NoGradGuard no_grad;
+      dense->weight.mul_(torch::rand({23, 37}, torch::kDouble).lt(0.3));
+      dense->weight.index_fill_(0, positions({4}), 0);  // an empty row
+      dense->weight.index_fill_(1, positions({9}), 0);  // an empty column
+    }
+    const auto sparse = nn::SparseLinearImpl::from_dense(*dense);
+    EXPECT_TRUE(torch::equal(sparse->to_dense(), dense->weight));
+    const auto x = torch::randn({batch, 37}, torch::kDouble).set_requires_grad(true);
+    const auto x2 = x.detach().clone().set_requires_grad(true);
+    const auto target = torch::randn({batch, 23}, torch::kDouble);
+    const auto y = dense->forward(x), y2 = sparse->forward(x2);
+    EXPECT_TRUE(torch::allclose(y2, y, 1e-13, 1e-13)) << batch;
+    (y * target).sum().backward();
+    (y2 * target).sum().backward();
+    EXPECT_TRUE(torch::allclose(x2.grad(), x.grad(), 1e-13, 1e-13)) << batch;
+    EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-12)) << batch;
+    auto& weight = *sparse->weight();
+    std::vector<std::int64_t> at;
+    std::vector<std::uint32_t> place;
+    kernels::row_major(*weight.matrix(), at, place, 1);
+    const auto grad = weight.stored_values().grad();
+    for (std::size_t i = 0; i < at.size(); ++i) {
+      EXPECT_NEAR(grad[place[i]].item<double>(), dense->weight.grad().view({-1})[at[i]].item<double>(), 1e-11);
+    }
+  }
+}
+
+// The layer's gradients against central differences of a loss, in double.
+TEST(SparseLinear, GradientsAgreeWithCentralDifferences) {
+  nn::SparseLinear layer(std::make_shared<nn::SparseLinearImpl>(torch::nn::LinearOptions(5, 4), torch::kDouble));
+  torch::manual_seed(3);
+  layer->weight()->from_dense(torch::randn({4, 5}, torch::kDouble) * torch::rand({4, 5}).lt(0.6));
+  auto x = torch::randn({3, 5}, torch::kDouble).set_requires_grad(true);
+  const auto loss = [&] { return torch::tanh(layer->forward(x)).pow(3).sum(); };
+  loss().backward();
+  for (auto& tensor : {x, layer->weight()->stored_values(), layer->bias}) {
+    const auto analytic = tensor.grad().view({-1}).clone();
+    const torch::NoGradGuard no_grad;
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+      const double h = 1e-6;
+      auto entry = tensor.view({-1})[i];
+      entry += h;
+      const double above = loss().item<double>();
+      entry -= 2 * h;
+      const double below = loss().item<double>();
+      entry += h;
+      EXPECT_NEAR(analytic[i].item<double>(), (above - below) / (2 * h), 1e-8);
+    }
+  }
+}
+
+TEST(SparseLinear, AnyThreadsGiveTheSameBits) {
+  const int before = at::get_num_threads();
+  std::vector<std::vector<at::Tensor>> results;
+  for (const int threads : {1, 2, 3}) {
+    at::set_num_threads(threads);
+    torch::manual_seed(5);
+    nn::SparseLinear layer(400, 700);
+    layer->weight()->from_dense(torch::randn({700, 400}) * torch::rand({700, 400}).lt(0.2));
+    auto x = torch::randn({150, 400}).set_requires_grad(true);
+    const auto y = layer->forward(x);
+    y.square().sum().backward();
+    results.push_back({y.detach(), x.grad(), layer->weight()->stored_values().grad(), layer->bias.grad()});
+  }
+  at::set_num_threads(before);
+  for (std::size_t i = 1; i < results.size(); ++i)
+    for (std::size_t k = 0; k < results[0].size(); ++k) EXPECT_TRUE(torch::equal(results[0][k], results[i][k])) << k;
+}
+
+TEST(SparseLinear, WorksWithAnyOptimiserAndWithoutASparsifier) {
+  torch::manual_seed(1);
+  nn::SparseLinear layer(8, 3);
+  layer->weight()->from_dense(torch::randn({3, 8}) * torch::rand({3, 8}).lt(0.5));
+  torch::nn::Linear dense(8, 3);
+  {
+    const torch::NoGradGuard no_grad;
+    dense->weight.copy_(layer->to_dense());
+    dense->bias.copy_(layer->bias);
+  }
+  const auto mask = dense->weight.detach().ne(0);
+  torch::optim::Adam a(layer->parameters(), 0.01), b(dense->parameters(), 0.01);
+  const auto x = torch::randn({20, 8});
+  for (int s = 0; s < 5; ++s) {
+    layer->zero_grad();
+    dense->zero_grad();
+    layer->forward(x).square().sum().backward();
+    dense->forward(x).square().sum().backward();
+    dense->weight.mutable_grad().mul_(mask);
+    a.step();
+    b.step();
+  }
+  EXPECT_TRUE(torch::allclose(layer->to_dense(), dense->weight, 1e-5, 1e-6));
+}
+
+TEST(SparseLinear, SaysWhatDoesNotFit) {
+  nn::SparseLinear layer(8, 3);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 7})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 8}, torch::kDouble)), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({8})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 8}, torch::kInt64)), Error);
+}
+
+}  // namespace
+}  // namespace espalier
