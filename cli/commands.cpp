@@ -15,6 +15,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_data_command(app, context);
   add_config_command(app, context);
   add_list_command(app, context);
+  add_bench_command(app, context);
   add_doctor_command(app, context);
 }
 

@@ -74,6 +74,7 @@ void add_prune_command(CLI::App& app, Context& context);
 void add_inspect_command(CLI::App& app, Context& context);
 void add_data_command(CLI::App& app, Context& context);
 void add_config_command(CLI::App& app, Context& context);
+void add_bench_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 

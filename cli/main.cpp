@@ -162,6 +162,7 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that went away must not end a training run; print() notices it
   occupy_standard_streams();
   espalier::cure_blas();
+  espalier::keep_freed_memory();
   Console console;
   bool debug = false;
   try {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <unordered_set>
+#include <utility>
 
 #include "espalier/core/error.h"
 
@@ -75,24 +75,49 @@ std::vector<std::int64_t> random_permutation(std::int64_t n, RandomStream stream
   return order;
 }
 
+namespace {
+
+/// Ascending order of numbers in [0, n): digits of eleven bits, the lowest first.
+void radix_sort(std::vector<std::int64_t>& numbers, std::int64_t n) {
+  constexpr int kBits = 11;
+  std::vector<std::int64_t> other(numbers.size());
+  for (int shift = 0; n >> shift > 0; shift += kBits) {
+    std::array<std::size_t, 1 << kBits> next{};
+    const auto digit = [&](std::int64_t v) { return static_cast<std::size_t>(v >> shift) & (next.size() - 1); };
+    for (const auto v : numbers) ++next[digit(v)];
+    std::size_t sum = 0;
+    for (auto& count : next) sum += std::exchange(count, sum);
+    for (const auto v : numbers) other[next[digit(v)]++] = v;
+    numbers.swap(other);
+  }
+}
+
+}  // namespace
+
 std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, RandomStream stream) {
   ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "random subset: {} of {} asked for", k, n);
   const bool take_complement = k > n / 2;  // fewer draws
-  const std::int64_t draws = take_complement ? n - k : k;
-  std::unordered_set<std::int64_t> chosen;
-  chosen.reserve(static_cast<std::size_t>(draws) * 2);
-  for (std::int64_t j = n - draws; j < n; ++j) {
-    const auto r = static_cast<std::int64_t>(stream.below(static_cast<std::uint64_t>(j) + 1));
-    if (!chosen.insert(r).second) chosen.insert(j);
+  const auto draws = static_cast<std::size_t>(take_complement ? n - k : k);
+  // Numbers are drawn until `draws` different ones have come. As many as are missing at a time: never too many.
+  std::vector<std::int64_t> chosen, fresh, merged;
+  while (chosen.size() < draws) {
+    fresh.resize(draws - chosen.size());
+    for (auto& v : fresh) v = static_cast<std::int64_t>(stream.below(static_cast<std::uint64_t>(n)));
+    radix_sort(fresh, n);
+    merged.resize(chosen.size() + fresh.size());
+    std::merge(chosen.begin(), chosen.end(), fresh.begin(), fresh.end(), merged.begin());
+    merged.erase(std::unique(merged.begin(), merged.end()), merged.end());
+    chosen.swap(merged);
   }
+  if (!take_complement) return chosen;
   std::vector<std::int64_t> subset;
   subset.reserve(static_cast<std::size_t>(k));
-  if (take_complement) {
-    for (std::int64_t i = 0; i < n; ++i)
-      if (chosen.count(i) == 0) subset.push_back(i);
-  } else {
-    subset.assign(chosen.begin(), chosen.end());
-    std::sort(subset.begin(), subset.end());
+  auto next = chosen.begin();
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (next != chosen.end() && *next == i)
+      ++next;
+    else
+      subset.push_back(i);
   }
   return subset;
 }

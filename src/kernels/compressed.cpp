@@ -6,23 +6,17 @@
 namespace espalier::kernels {
 namespace {
 
-/// [0, n) cut into `parts` ranges of about equal length; the begin of range `part`.
-std::int64_t cut(std::int64_t n, int part, int parts) {
-  return n / parts * part + std::min<std::int64_t>(part, n % parts);
-}
-
-/// Entries line by line of the inner index, the outer ones ascending in each line.
-struct InnerMajor {
-  std::vector<std::uint32_t> start;  // [inner + 1]
-  std::vector<std::uint32_t> outer;  // [nnz]
-  std::vector<std::uint32_t> tag;    // [nnz] place in the list of positions; empty: the same
+/// Entries row by row, columns ascending.
+struct RowMajorList {
+  std::vector<std::uint32_t> start;   // [rows + 1]
+  std::vector<std::uint32_t> column;  // [nnz]
 };
 
-InnerMajor by_rows(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
-                   int threads) {
-  InnerMajor list;
+RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+                     int threads) {
+  RowMajorList list;
   list.start.resize(static_cast<std::size_t>(rows + 1));
-  list.outer.resize(static_cast<std::size_t>(nnz));
+  list.column.resize(static_cast<std::size_t>(nnz));
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t r = 0; r <= rows; ++r) {
     list.start[static_cast<std::size_t>(r)] =
@@ -30,144 +24,63 @@ InnerMajor by_rows(std::int64_t rows, std::int64_t columns, const std::int64_t* 
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < list.start[static_cast<std::size_t>(r + 1)];
-         ++i) {
-      list.outer[i] = static_cast<std::uint32_t>(positions[i] - r * columns);
+    const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
+    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < end; ++i) {
+      list.column[i] = static_cast<std::uint32_t>(positions[i] - r * columns);
     }
   }
   return list;
 }
 
-/// A counting sort by column, stable, in parallel: each thread has a range of rows and counts of its own.
-InnerMajor by_columns(const InnerMajor& rows, std::int64_t columns, int threads) {
-  const auto nnz = static_cast<std::int64_t>(rows.outer.size());
-  const auto row_count = static_cast<std::int64_t>(rows.start.size()) - 1;
-  // No more threads than make their counts worth while.
-  const int parts = static_cast<int>(std::clamp<std::int64_t>(nnz / (columns + 4096), 1, threads));
-  std::vector<std::uint32_t> next(static_cast<std::size_t>(parts * columns), 0);
-  InnerMajor list;
-  list.start.resize(static_cast<std::size_t>(columns + 1));
-  list.outer.resize(static_cast<std::size_t>(nnz));
-  list.tag.resize(static_cast<std::size_t>(nnz));
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-  for (int p = 0; p < parts; ++p) {
-    std::uint32_t* count = next.data() + p * columns;
-    const std::uint32_t end = rows.start[static_cast<std::size_t>(cut(row_count, p + 1, parts))];
-    for (std::uint32_t i = rows.start[static_cast<std::size_t>(cut(row_count, p, parts))]; i < end; ++i)
-      ++count[rows.outer[i]];
-  }
-  std::uint32_t sum = 0;
-  for (std::int64_t c = 0; c < columns; ++c) {
-    list.start[static_cast<std::size_t>(c)] = sum;
-    for (int p = 0; p < parts; ++p) {
-      std::uint32_t& count = next[static_cast<std::size_t>(p * columns + c)];
-      sum += std::exchange(count, sum);
+/// Orders the lines of a chunk by falling number of entries (those of one number in their order), or leaves them.
+class LineOrder {
+ public:
+  /// entries[i]: of line i. The result is valid until the next call.
+  const std::vector<std::uint16_t>& of(const std::uint32_t* entries, std::size_t lines, bool by_length) {
+    order_.resize(lines);
+    if (!by_length) {
+      for (std::size_t i = 0; i < lines; ++i) order_[i] = static_cast<std::uint16_t>(i);
+      return order_;
     }
+    const auto [low, high] = std::minmax_element(entries, entries + lines);
+    const std::uint32_t least = *low;
+    bucket_.assign(*high - least + 1, 0);
+    for (std::size_t i = 0; i < lines; ++i) ++bucket_[entries[i] - least];
+    std::uint32_t place = 0;
+    for (std::size_t v = bucket_.size(); v-- > 0;) place += std::exchange(bucket_[v], place);
+    for (std::size_t i = 0; i < lines; ++i) order_[bucket_[entries[i] - least]++] = static_cast<std::uint16_t>(i);
+    return order_;
   }
-  list.start[static_cast<std::size_t>(columns)] = sum;
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-  for (int p = 0; p < parts; ++p) {
-    std::uint32_t* to = next.data() + p * columns;
-    for (std::int64_t r = cut(row_count, p, parts); r < cut(row_count, p + 1, parts); ++r) {
-      for (std::uint32_t i = rows.start[static_cast<std::size_t>(r)]; i < rows.start[static_cast<std::size_t>(r + 1)];
-           ++i) {
-        const std::uint32_t place = to[rows.outer[i]]++;
-        list.outer[place] = static_cast<std::uint32_t>(r);
-        list.tag[place] = i;
-      }
-    }
-  }
-  return list;
-}
 
-/// The side of these entries. placed(tag, place) is called once for each.
-template <class Placed>
-CompressedSide make_side(const InnerMajor& list, std::int64_t outer, std::int64_t block, bool by_length, int threads,
-                         const Placed& placed) {
-  CompressedSide side;
-  side.outer = outer;
-  side.inner = static_cast<std::int64_t>(list.start.size()) - 1;
-  side.block = std::clamp<std::int64_t>(block, 1, std::max<std::int64_t>(1, side.inner));
-  side.chunk = std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 64, 512);
-  side.inner_index.resize(list.outer.size());
+ private:
+  std::vector<std::uint16_t> order_;
+  std::vector<std::uint32_t> bucket_;
+};
+
+/// Runs and lines of one (block, chunk), while a side is being built.
+struct Part {
+  std::vector<CompressedSide::Run> runs;
+  std::vector<std::uint16_t> outer_index;
+
+  /// Adds lines in this order; entries[i] becomes where the entries of line i begin, from `entry` on. Returns the end.
+  std::uint32_t add(const std::vector<std::uint16_t>& order, std::uint32_t* entries, std::uint32_t entry,
+                    bool first_block) {
+    const std::size_t first_run = runs.size();
+    for (const std::uint16_t line : order) {
+      std::uint32_t& n = entries[line];
+      if (n == 0 && !first_block) continue;  // only the first block has lines without entries
+      if (runs.size() == first_run || runs.back().entries != n) runs.push_back({n, 0});
+      ++runs.back().lines;
+      outer_index.push_back(line);
+      entry += std::exchange(n, entry);
+    }
+    return entry;
+  }
+};
+
+/// Sums up what each chunk costs.
+void set_work(CompressedSide& side) {
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
-  side.segments.resize(static_cast<std::size_t>(blocks * chunks + 1));
-
-  struct Part {  // of one block
-    std::vector<CompressedSide::Run> runs;
-    std::vector<std::uint16_t> outer_index;
-  };
-  std::vector<Part> parts(static_cast<std::size_t>(blocks));
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<std::uint32_t> next(static_cast<std::size_t>(outer));  // entries of a line, then where its next goes
-    std::vector<std::uint16_t> order(static_cast<std::size_t>(side.chunk));
-    std::vector<std::uint32_t> bucket;
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      Part& part = parts[static_cast<std::size_t>(b)];
-      const std::int64_t i0 = b * side.block, i1 = std::min(side.inner, i0 + side.block);
-      const std::uint32_t begin = list.start[static_cast<std::size_t>(i0)],
-                          end = list.start[static_cast<std::size_t>(i1)];
-      std::fill(next.begin(), next.end(), 0);
-      for (std::uint32_t k = begin; k < end; ++k) ++next[list.outer[k]];
-      std::uint32_t entry = begin;
-      for (std::int64_t c = 0; c < chunks; ++c) {
-        side.segments[static_cast<std::size_t>(b * chunks + c)] = {
-            static_cast<std::uint32_t>(part.runs.size()), static_cast<std::uint32_t>(part.outer_index.size()), entry};
-        const std::int64_t o0 = c * side.chunk, o1 = std::min(outer, o0 + side.chunk);
-        std::uint32_t* const lines = next.data() + o0;
-        const auto n = static_cast<std::size_t>(o1 - o0);
-        // Lines by falling number of entries; those of one number in their order.
-        const auto [low, high] = std::minmax_element(lines, lines + n);
-        const std::uint32_t least = *low;
-        bucket.assign(*high - least + 1, 0);
-        for (std::size_t i = 0; i < n; ++i) ++bucket[lines[i] - least];
-        std::uint32_t place = 0;
-        for (std::size_t v = bucket.size(); v-- > 0;) place += std::exchange(bucket[v], place);
-        for (std::size_t i = 0; i < n; ++i)
-          order[by_length ? bucket[lines[i] - least]++ : i] = static_cast<std::uint16_t>(i);
-        const std::size_t first_run = part.runs.size();
-        for (std::size_t i = 0; i < n; ++i) {
-          std::uint32_t& entries = lines[order[i]];
-          if (entries == 0 && b > 0) continue;  // only the first block has lines without entries
-          if (part.runs.size() == first_run || part.runs.back().entries != entries) part.runs.push_back({entries, 0});
-          ++part.runs.back().lines;
-          part.outer_index.push_back(order[i]);
-          entry += std::exchange(entries, entry);
-        }
-      }
-      for (std::int64_t i = i0; i < i1; ++i) {
-        for (std::uint32_t k = list.start[static_cast<std::size_t>(i)]; k < list.start[static_cast<std::size_t>(i + 1)];
-             ++k) {
-          const std::uint32_t place = next[list.outer[k]]++;
-          side.inner_index[place] = static_cast<std::uint16_t>(i - i0);
-          placed(list.tag.empty() ? k : list.tag[k], place);
-        }
-      }
-    }
-  }
-
-  std::size_t runs = 0, lines = 0;
-  for (const Part& part : parts) {
-    runs += part.runs.size();
-    lines += part.outer_index.size();
-  }
-  side.runs.reserve(runs);
-  side.outer_index.reserve(lines);
-  for (std::int64_t b = 0; b < blocks; ++b) {
-    Part& part = parts[static_cast<std::size_t>(b)];
-    for (std::int64_t c = 0; c < chunks; ++c) {
-      CompressedSide::Segment& segment = side.segments[static_cast<std::size_t>(b * chunks + c)];
-      segment.run += static_cast<std::uint32_t>(side.runs.size());
-      segment.line += static_cast<std::uint32_t>(side.outer_index.size());
-    }
-    side.runs.insert(side.runs.end(), part.runs.begin(), part.runs.end());
-    side.outer_index.insert(side.outer_index.end(), part.outer_index.begin(), part.outer_index.end());
-    part = {};
-  }
-  side.segments.back() = {static_cast<std::uint32_t>(runs), static_cast<std::uint32_t>(lines),
-                          static_cast<std::uint32_t>(list.outer.size())};
   side.work.assign(static_cast<std::size_t>(chunks + 1), 0);
   for (std::int64_t c = 0; c < chunks; ++c) {
     std::int64_t& sum = side.work[static_cast<std::size_t>(c + 1)] = side.work[static_cast<std::size_t>(c)];
@@ -176,6 +89,138 @@ CompressedSide make_side(const InnerMajor& list, std::int64_t outer, std::int64_
       sum += s[1].entry - s->entry + 2 * static_cast<std::int64_t>(s[1].line - s->line);  // sums loaded and stored
     }
   }
+}
+
+void set_sizes(CompressedSide& side, std::int64_t outer, std::int64_t inner, std::int64_t block) {
+  side.outer = outer;
+  side.inner = inner;
+  side.block = std::clamp<std::int64_t>(block, 1, std::max<std::int64_t>(1, inner));
+  side.chunk = std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 64, 512);
+  side.segments.resize(static_cast<std::size_t>(side.blocks() * side.chunks() + 1));
+}
+
+/// Strings the parts together, block-major, and sets the segments' runs and lines.
+void join(CompressedSide& side, std::vector<Part>& parts, std::uint32_t nnz) {
+  std::size_t runs = 0, lines = 0;
+  for (const Part& part : parts) {
+    runs += part.runs.size();
+    lines += part.outer_index.size();
+  }
+  side.runs.reserve(runs);
+  side.outer_index.reserve(lines);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    side.segments[i].run = static_cast<std::uint32_t>(side.runs.size());
+    side.segments[i].line = static_cast<std::uint32_t>(side.outer_index.size());
+    side.runs.insert(side.runs.end(), parts[i].runs.begin(), parts[i].runs.end());
+    side.outer_index.insert(side.outer_index.end(), parts[i].outer_index.begin(), parts[i].outer_index.end());
+  }
+  side.segments.back() = {static_cast<std::uint32_t>(runs), static_cast<std::uint32_t>(lines), nnz};
+  set_work(side);
+}
+
+/// Outer = columns. The entries of a block of rows stand together in the list: one counting sort a block.
+/// place[i]: where entry i of the list goes.
+CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, std::int64_t columns, std::int64_t block,
+                             bool by_length, std::vector<std::uint32_t>& place, int threads) {
+  CompressedSide side;
+  set_sizes(side, columns, rows, block);
+  side.inner_index.resize(list.column.size());
+  const std::int64_t blocks = side.blocks(), chunks = side.chunks();
+  std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<std::uint32_t> next(
+        static_cast<std::size_t>(columns));  // entries of a column, then where its next goes
+    LineOrder line_order;
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const std::int64_t r0 = b * side.block, r1 = std::min(rows, r0 + side.block);
+      const std::uint32_t begin = list.start[static_cast<std::size_t>(r0)],
+                          end = list.start[static_cast<std::size_t>(r1)];
+      std::fill(next.begin(), next.end(), 0);
+      for (std::uint32_t i = begin; i < end; ++i) ++next[list.column[i]];
+      std::uint32_t entry = begin;
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        const auto at = static_cast<std::size_t>(b * chunks + c);
+        side.segments[at].entry = entry;
+        std::uint32_t* const lines = next.data() + c * side.chunk;
+        const auto n = static_cast<std::size_t>(std::min(side.chunk, columns - c * side.chunk));
+        entry = parts[at].add(line_order.of(lines, n, by_length), lines, entry, b == 0);
+      }
+      for (std::int64_t r = r0; r < r1; ++r) {
+        const std::uint32_t row_end = list.start[static_cast<std::size_t>(r + 1)];
+        for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < row_end; ++i) {
+          const std::uint32_t to = next[list.column[i]]++;
+          side.inner_index[to] = static_cast<std::uint16_t>(r - r0);
+          place[i] = to;
+        }
+      }
+    }
+  }
+  join(side, parts, static_cast<std::uint32_t>(list.column.size()));
+  return side;
+}
+
+/// Outer = rows. The entries of a row in a block stand together in the list, in order: they are copied as they are.
+/// canonical[j] = place of the entry that comes to stand at j.
+CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::int64_t columns, std::int64_t block,
+                            const std::vector<std::uint32_t>& place, std::vector<std::uint32_t>& canonical,
+                            int threads) {
+  CompressedSide side;
+  set_sizes(side, rows, columns, block);
+  side.inner_index.resize(list.column.size());
+  const std::int64_t blocks = side.blocks(), chunks = side.chunks();
+  std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
+  // [block][row] entries, then where they begin: from 0 in each segment until the segments have their places
+  std::vector<std::uint32_t> next(static_cast<std::size_t>(blocks * rows), 0);
+  std::vector<std::uint32_t> entries(static_cast<std::size_t>(blocks * chunks));
+  // f(row, block, first, last) for the entries of a row in a block
+  const auto each_piece = [&](std::int64_t chunk, const auto& f) {
+    for (std::int64_t r = chunk * side.chunk; r < std::min(rows, (chunk + 1) * side.chunk); ++r) {
+      std::uint32_t i = list.start[static_cast<std::size_t>(r)];
+      const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
+      while (i < end) {
+        const std::int64_t b = list.column[i] / side.block;
+        const auto limit = static_cast<std::uint32_t>(std::min((b + 1) * side.block, columns));
+        const std::uint32_t first = i;
+        while (i < end && list.column[i] < limit) ++i;
+        f(r, b, first, i);
+      }
+    }
+  };
+#pragma omp parallel num_threads(threads)
+  {
+    LineOrder line_order;
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t c = 0; c < chunks; ++c) {
+      each_piece(c, [&](std::int64_t r, std::int64_t b, std::uint32_t first, std::uint32_t last) {
+        next[static_cast<std::size_t>(b * rows + r)] = last - first;
+      });
+      const auto n = static_cast<std::size_t>(std::min(side.chunk, rows - c * side.chunk));
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const auto at = static_cast<std::size_t>(b * chunks + c);
+        std::uint32_t* const lines = next.data() + b * rows + c * side.chunk;
+        entries[at] = parts[at].add(line_order.of(lines, n, true), lines, 0, b == 0);
+      }
+    }
+  }
+  std::uint32_t sum = 0;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    side.segments[i].entry = sum;
+    sum += entries[i];
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (std::int64_t c = 0; c < chunks; ++c) {
+    each_piece(c, [&](std::int64_t r, std::int64_t b, std::uint32_t first, std::uint32_t last) {
+      std::uint32_t to = side.segment(b, c)->entry + next[static_cast<std::size_t>(b * rows + r)];
+      const auto base = static_cast<std::uint32_t>(b * side.block);
+      for (std::uint32_t i = first; i < last; ++i, ++to) {
+        side.inner_index[to] = static_cast<std::uint16_t>(list.column[i] - base);
+        canonical[to] = place[i];
+      }
+    });
+  }
+  join(side, parts, static_cast<std::uint32_t>(list.column.size()));
   return side;
 }
 
@@ -209,12 +254,9 @@ Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t*
   matrix.canonical.resize(static_cast<std::size_t>(nnz));
   threads = std::max(threads, 1);
   const Blocking blocking = choose_blocking(rows, columns, nnz);
-  const InnerMajor row_list = by_rows(rows, columns, positions, nnz, threads);
-  matrix.backward = make_side(row_list, columns, blocking.backward, blocking.backward_by_length, threads,
-                              [&](std::uint32_t tag, std::uint32_t at) { place[tag] = at; });
-  const InnerMajor column_list = by_columns(row_list, columns, threads);
-  matrix.forward = make_side(column_list, rows, blocking.forward, true, threads,
-                             [&](std::uint32_t tag, std::uint32_t at) { matrix.canonical[at] = place[tag]; });
+  const RowMajorList list = list_of(rows, columns, positions, nnz, threads);
+  matrix.backward = backward_side(list, rows, columns, blocking.backward, blocking.backward_by_length, place, threads);
+  matrix.forward = forward_side(list, rows, columns, blocking.forward, place, matrix.canonical, threads);
   return matrix;
 }
 

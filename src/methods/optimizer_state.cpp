@@ -12,16 +12,6 @@ namespace {
 using torch::optim::Optimizer;
 using torch::optim::OptimizerParamState;
 
-/// The key of a parameter's state: the address of its TensorImpl, as text in torch 1.13 and as a pointer in 2.x.
-template <class Map>
-typename Map::key_type state_key(const Map&, const at::Tensor& parameter) {
-  if constexpr (std::is_same_v<typename Map::key_type, std::string>) {
-    return c10::guts::to_string(parameter.unsafeGetTensorImpl());
-  } else {
-    return parameter.unsafeGetTensorImpl();
-  }
-}
-
 /// Lists the members of one kind of state: tensor(name, member reference), count(name, int64 reference).
 template <class V>
 void members(torch::optim::SGDParamState& s, V& v) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -18,10 +19,30 @@ struct Cut {
   std::int64_t ties;
 };
 
-Cut cut_of(std::vector<double> values, std::int64_t k) {
-  std::nth_element(values.begin(), values.begin() + (k - 1), values.end(), std::greater<>());
-  const double value = values[static_cast<std::size_t>(k - 1)];
-  const auto above = std::count_if(values.begin(), values.end(), [&](double v) { return v > value; });
+/// A number's bits as an unsigned whole number that orders as the numbers do.
+std::uint64_t ordered(double v) {
+  v += 0.0;  // -0 is 0
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &v, sizeof bits);
+  return (bits >> 63) != 0 ? ~bits : bits | (std::uint64_t{1} << 63);
+}
+
+Cut cut_of(const std::vector<double>& values, std::int64_t k) {
+  // The upper 16 bits find the few values among which the k-th is.
+  constexpr int kShift = 48;
+  std::vector<std::int64_t> counts(1 << 16, 0);
+  for (const double v : values) ++counts[ordered(v) >> kShift];
+  std::size_t bucket = counts.size() - 1;
+  std::int64_t above = 0;
+  while (above + counts[bucket] < k) above += counts[bucket--];
+  std::vector<double> near;
+  near.reserve(static_cast<std::size_t>(counts[bucket]));
+  for (const double v : values)
+    if (ordered(v) >> kShift == bucket) near.push_back(v);
+  const auto at = near.begin() + (k - above - 1);
+  std::nth_element(near.begin(), at, near.end(), std::greater<>());
+  const double value = *at;
+  for (const double v : near) above += v > value;
   return {value, k - above};
 }
 
@@ -71,7 +92,7 @@ std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& score
                  pooled.size());
   std::vector<std::int64_t> counts(scores.size(), 0);
   if (k == 0) return counts;
-  Cut cut = cut_of(std::move(pooled), k);
+  Cut cut = cut_of(pooled, k);
   for (std::size_t s = 0; s < values.size(); ++s) {
     for (const double v : values[s]) {
       if (v > cut.value) {
@@ -83,6 +104,19 @@ std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& score
     }
   }
   return counts;
+}
+
+at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random) {
+  const at::Tensor active = weight.active();
+  const auto* here = active.data_ptr<std::int64_t>();
+  const std::int64_t nnz = active.numel();
+  std::vector<std::int64_t> chosen = random_subset(weight.numel() - nnz, count, random);  // numbers among the free
+  std::int64_t before = 0;  // active positions before the chosen one
+  for (auto& position : chosen) {
+    while (before < nnz && here[before] <= position + before) ++before;
+    position += before;
+  }
+  return torch::tensor(chosen, torch::kInt64);
 }
 
 }  // namespace espalier

@@ -5,6 +5,7 @@
 #include <unordered_set>
 
 #include "espalier/core/error.h"
+#include "espalier/methods/fused_update.h"
 #include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
@@ -138,9 +139,13 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
 
   // One step, the only place where its order stands.
   const bool in_gradient = decay_.rate != 0 && !decay_.decoupled && decay_.space == DecaySpace::w;
-  for (auto& w : weights_) w->pull(in_gradient ? decay_.rate : 0);
+  std::vector<SparseWeight*> rest;  // whose update is torch's
+  for (auto& w : weights_) {
+    if (!fused_update(optimizer, *w, in_gradient ? decay_.rate : 0)) rest.push_back(w.get());
+  }
+  for (SparseWeight* w : rest) w->pull(in_gradient ? decay_.rate : 0);
   optimizer.step();
-  for (auto& w : weights_) w->settle();
+  for (SparseWeight* w : rest) w->settle();
   if (decay_.rate != 0 && !in_gradient) {
     // In phi: directly. In w, where the optimiser holds phi: psi(c phi) = (1 - lr rate) psi(phi) for c = (1 - lr
     // rate)^(1/alpha).

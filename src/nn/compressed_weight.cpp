@@ -91,7 +91,7 @@ at::Tensor CompressedWeight::draw(const std::vector<std::int64_t>& positions) co
   return torch::zeros({static_cast<std::int64_t>(positions.size())}, values_.scalar_type());
 }
 
-void CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
+std::vector<std::uint32_t> CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
   const auto nnz = static_cast<std::int64_t>(positions.size());
   ESPALIER_CHECK(nnz < (std::int64_t{1} << 32), ErrorKind::usage,
                  "{}: {} entries; compressed storage holds fewer than 2^32 a layer", name(), nnz);
@@ -104,6 +104,7 @@ void CompressedWeight::store(const std::vector<std::int64_t>& positions, const a
   forward_values_ = at::Tensor();
   power_ = at::Tensor();
   every_ = BitMask(nnz, true);
+  return place;
 }
 
 void CompressedWeight::materialise() {
@@ -246,34 +247,50 @@ void CompressedWeight::rewire(const Rewiring& change) {
   std::vector<std::uint32_t> place;
   kernels::row_major(*matrix_, old, place, at::get_num_threads());
 
-  // One walk over the three ascending lists. `from`: the old canonical place, or ~(number of the birth).
-  std::vector<std::int64_t> positions, from;
-  positions.reserve(old.size() - std::min(old.size(), drop.size()) + grow.size());
-  from.reserve(positions.capacity());
-  std::size_t d = 0, g = 0;
-  const auto grow_up_to = [&](std::int64_t limit) {
-    for (; g < grow.size() && grow[g] < limit; ++g) {
-      positions.push_back(grow[g]);
-      from.push_back(~static_cast<std::int64_t>(g));
+  // A walk over the three ascending lists, cut at positions so that each thread knows where its part goes (if the lists
+  // are what Rewiring says). `from`: the old canonical place, or ~(number of the birth).
+  const auto nnz = static_cast<std::int64_t>(old.size() - std::min(old.size(), drop.size()) + grow.size());
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(nnz)), from(positions.size());
+  const int parts = at::get_num_threads();
+  std::vector<std::string> wrong(static_cast<std::size_t>(parts));
+  at::parallel_for(0, parts, 1, [&](std::int64_t part_begin, std::int64_t part_end) {
+    for (std::int64_t p = part_begin; p < part_end; ++p) {
+      const auto cut = [&](const std::vector<std::int64_t>& list, std::int64_t part) {
+        const std::int64_t limit = part == parts ? numel() : numel() / parts * part;
+        return static_cast<std::size_t>(std::lower_bound(list.begin(), list.end(), limit) - list.begin());
+      };
+      std::size_t d = cut(drop, p), g = cut(grow, p);
+      const std::size_t drop_end = cut(drop, p + 1), grow_end = cut(grow, p + 1), old_end = cut(old, p + 1);
+      std::size_t to = cut(old, p) - std::min(cut(old, p), d) + g;
+      std::string& error = wrong[static_cast<std::size_t>(p)];
+      const auto put = [&](std::int64_t position, std::int64_t source) {
+        if (to < positions.size()) {
+          positions[to] = position;
+          from[to++] = source;
+        }
+      };
+      const auto grow_up_to = [&](std::int64_t limit) {
+        for (; g < grow_end && grow[g] < limit; ++g) put(grow[g], ~static_cast<std::int64_t>(g));
+      };
+      for (std::size_t i = cut(old, p); i < old_end && error.empty(); ++i) {
+        grow_up_to(old[i]);
+        if (d < drop_end && drop[d] < old[i]) break;
+        if (d < drop_end && drop[d] == old[i]) {
+          ++d;  // grown again, if it is, by the next grow_up_to
+        } else if (g < grow_end && grow[g] == old[i]) {
+          error = fmt::format("{}: position {} to grow is active already", name(), grow[g]);
+        } else {
+          put(old[i], place[i]);
+        }
+      }
+      if (error.empty() && d < drop_end) {
+        error = fmt::format("{}: position {} to drop is not active", name(), drop[d]);
+      }
+      grow_up_to(numel());
     }
-  };
-  for (std::size_t i = 0; i < old.size(); ++i) {
-    ESPALIER_CHECK(d == drop.size() || drop[d] >= old[i], ErrorKind::usage, "{}: position {} to drop is not active",
-                   name(), drop[d]);
-    grow_up_to(old[i]);
-    if (d < drop.size() && drop[d] == old[i]) {
-      ++d;
-      continue;  // grown again, if it is, by the next grow_up_to
-    }
-    ESPALIER_CHECK(g == grow.size() || grow[g] != old[i], ErrorKind::usage, "{}: position {} to grow is active already",
-                   name(), grow[g]);
-    positions.push_back(old[i]);
-    from.push_back(place[i]);
-  }
-  ESPALIER_CHECK(d == drop.size(), ErrorKind::usage, "{}: position {} to drop is not active", name(), drop[d]);
-  grow_up_to(numel());
+  });
+  for (const auto& error : wrong) ESPALIER_CHECK(error.empty(), ErrorKind::usage, "{}", error);
 
-  const auto nnz = static_cast<std::int64_t>(positions.size());
   at::Tensor phi = torch::empty({nnz}, values_.scalar_type());
   with_type(values_.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -288,15 +305,14 @@ void CompressedWeight::rewire(const Rewiring& change) {
     });
   });
   const BitMask trainable = backward_;
-  store(positions, phi);
-  // Where each entry came from, in the new canonical order.
-  std::vector<std::int64_t> positions_again;
-  kernels::row_major(*matrix_, positions_again, place, at::get_num_threads());
-  at::Tensor carried = torch::empty({nnz}, torch::kInt64);
+  const auto new_place = store(positions, phi);
+  at::Tensor carried = torch::empty({nnz}, torch::kInt64);  // where each entry came from, in the new canonical order
   auto* c = carried.data_ptr<std::int64_t>();
-  for (std::int64_t i = 0; i < nnz; ++i) {
-    c[place[static_cast<std::size_t>(i)]] = std::max<std::int64_t>(-1, from[static_cast<std::size_t>(i)]);
-  }
+  at::parallel_for(0, nnz, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      c[new_place[static_cast<std::size_t>(i)]] = std::max<std::int64_t>(-1, from[static_cast<std::size_t>(i)]);
+    }
+  });
   backward_ = every_;
   if (!trainable.all()) {
     for (std::int64_t k = 0; k < nnz; ++k)
@@ -361,6 +377,16 @@ void CompressedWeight::pull(double decay) {
   }
 }
 
+bool CompressedWeight::learns_everywhere_in_phi() const {
+  return !is_virgin() && backward_.all() && !(reparametrised() && reparametrisation_.update() == Update::target);
+}
+
+void CompressedWeight::values_written() {
+  values_.mutable_grad() = at::Tensor();
+  power_ = at::Tensor();  // of the phi before
+  refresh();
+}
+
 void CompressedWeight::settle() {
   const torch::NoGradGuard no_grad;
   if (is_virgin()) return;
@@ -392,8 +418,18 @@ std::optional<TopologyChange> CompressedWeight::take_change() { return std::exch
 void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& change) const {
   const torch::NoGradGuard no_grad;
   if (!change.carried.defined()) return;
-  const at::Tensor survived = change.carried.ge(0);
-  state = torch::where(survived, state.index_select(0, change.carried.clamp_min(0)), torch::zeros({}, state.options()));
+  const at::Tensor before = state.contiguous();
+  at::Tensor after = torch::empty({change.carried.numel()}, before.options());
+  const auto* from = change.carried.data_ptr<std::int64_t>();
+  with_type(before.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* old = before.data_ptr<T>();
+    T* now = after.data_ptr<T>();
+    at::parallel_for(0, after.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t k = begin; k < end; ++k) now[k] = from[k] >= 0 ? old[from[k]] : T(0);
+    });
+  });
+  state = after;
   ESPALIER_ASSERT(state.numel() == nnz());
 }
 

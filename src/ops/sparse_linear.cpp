@@ -84,17 +84,14 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     std::shared_ptr<const Compressed> matrix;
   };
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values, const at::Tensor& bias,
-                            const TileLayout& layout, const std::shared_ptr<const Compressed>& matrix,
-                            const at::Tensor& forward_values) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
+                            const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
+                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values) {
+    const at::Tensor bias = given_bias.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
     at::Tensor y = at::empty({out.numel()}, x.options());
-    with_type(x, [&](auto zero) {
-      using T = decltype(zero);
-      ops::forward<T>(*matrix, layout, forward_values.data_ptr<T>(), bias.defined() ? bias.data_ptr<T>() : nullptr,
-                      in.data_ptr<T>(), y.data_ptr<T>());
-    });
+    linear_forward(*matrix, layout, forward_values, bias, in, y);
     ctx->save_for_backward({in, values, bias});
     ctx->saved_data["samples"] = layout.samples;
     ctx->saved_data["input_gradient"] = x.requires_grad();
@@ -115,17 +112,31 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? at::empty_like(x) : at::Tensor();
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
-    with_type(x, [&](auto zero) {
-      using T = decltype(zero);
-      ops::backward<T>(matrix, layout, values.data_ptr<T>(), x.data_ptr<T>(), dy.data_ptr<T>(),
-                       dx.defined() ? dx.data_ptr<T>() : nullptr, dvalues.data_ptr<T>(),
-                       dbias.defined() ? dbias.data_ptr<T>() : nullptr);
-    });
+    linear_backward(matrix, layout, values, x, dy, dx, dvalues, dbias);
     return {dx, dvalues, dbias, {}, {}, {}};
   }
 };
 
 }  // namespace
+
+void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward_values,
+                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y) {
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    forward<T>(matrix, layout, forward_values.data_ptr<T>(), bias.defined() ? bias.data_ptr<T>() : nullptr,
+               x.data_ptr<T>(), y.data_ptr<T>());
+  });
+}
+
+void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
+                     const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias) {
+  with_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    backward<T>(matrix, layout, values.data_ptr<T>(), x.data_ptr<T>(), dy.data_ptr<T>(),
+                dx.defined() ? dx.data_ptr<T>() : nullptr, dvalues.data_ptr<T>(),
+                dbias.defined() ? dbias.data_ptr<T>() : nullptr);
+  });
+}
 
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward) {
   ESPALIER_ASSERT(values.numel() == matrix.nnz() && forward.numel() == matrix.nnz() && values.is_contiguous());
@@ -148,7 +159,9 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
                  "sparse linear layer: the input is {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
-  return SparseLinear::apply(x, values, bias, layout, matrix, forward);
+  // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
+  const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
+  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward);
 }
 
 }  // namespace espalier::ops

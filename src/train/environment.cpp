@@ -1,5 +1,8 @@
 #include "espalier/train/environment.h"
 
+#if defined(__linux__)
+#include <malloc.h>
+#endif
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
@@ -243,6 +246,13 @@ void cure_blas() {
   done = wanted_openblas_core(cpu_features(), now).empty()
              ? fmt::format("OpenBLAS had taken this CPU for {}; now {}", before, now)
              : fmt::format("failed: OpenBLAS runs {} kernels, {} was asked for", now, wanted);
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
 }
 
 int usable_cores() {

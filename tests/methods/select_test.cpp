@@ -60,5 +60,50 @@ TEST(Schedule, GeometricRoundsRemoveEqualShares) {
   EXPECT_EQ(geometric_schedule(final, 10, 10), final);
 }
 
+TEST(SelectTop, ZeroIsZeroWhateverItsSign) {
+  const auto score = torch::tensor({-0.0, 0.0, -0.0, 1.0, 0.0, -1.0}, torch::kDouble);
+  for (std::int64_t k = 0; k <= 6; ++k) {
+    const Selection s = select_top(score, k);
+    EXPECT_EQ(s.chosen.numel(), k);
+    EXPECT_EQ(s.rest.numel(), 6 - k);
+  }
+  EXPECT_TRUE(torch::equal(select_top(score, 3).chosen, torch::tensor({0, 1, 3}, torch::kInt64)));
+}
+
+TEST(SelectTop, AgreesWithSortingOnManyValues) {
+  torch::manual_seed(2);
+  const auto score = (torch::randn({5000}) * 40).round() / 8;  // many ties, both signs
+  const auto order = std::get<1>(score.sort(/*stable=*/true, 0, /*descending=*/true));
+  for (const std::int64_t k : {1, 17, 2500, 4999, 5000}) {
+    EXPECT_TRUE(torch::equal(select_top(score, k).chosen, std::get<0>(order.slice(0, 0, k).sort()))) << k;
+  }
+}
+
+TEST(RandomInactive, DrawsFreePositionsEquallyOften) {
+  auto w = torch::ones({3, 4});
+  const auto weight = make_masked_weight("w", w, {}, 0);
+  weight->keep(torch::tensor({0, 1, 5, 11}, torch::kInt64));
+  std::vector<int> counts(12, 0);
+  constexpr int kDraws = 4000;
+  for (std::uint64_t i = 0; i < kDraws; ++i) {
+    const auto drawn = random_inactive(*weight, 3, RandomStream(1, Purpose::test, i));
+    ASSERT_EQ(drawn.numel(), 3);
+    for (std::int64_t k = 0; k < 3; ++k) {
+      ++counts[static_cast<std::size_t>(drawn[k].item<std::int64_t>())];
+      if (k > 0) ASSERT_GT(drawn[k].item<std::int64_t>(), drawn[k - 1].item<std::int64_t>());
+    }
+  }
+  for (std::size_t i = 0; i < 12; ++i) {
+    // Free ones: binomial, mean 4000 x 3/8 = 1500, standard deviation 30.6; five of them.
+    if (i == 0 || i == 1 || i == 5 || i == 11)
+      EXPECT_EQ(counts[i], 0) << i;
+    else
+      EXPECT_NEAR(counts[i], 1500, 153) << i;
+  }
+  EXPECT_TRUE(torch::equal(random_inactive(*weight, 8, RandomStream(1, Purpose::test)),
+                           torch::tensor({2, 3, 4, 6, 7, 8, 9, 10}, torch::kInt64)));
+  EXPECT_THROW(random_inactive(*weight, 9, RandomStream(1, Purpose::test)), Error);
+}
+
 }  // namespace
 }  // namespace espalier

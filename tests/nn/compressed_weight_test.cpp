@@ -217,7 +217,8 @@ TEST(CompressedWeight, DamagedIndicesAreRefused) {
 
 TEST(SparseLinear, IsTheDenseLayerWithTheSameWeights) {
   for (const std::int64_t batch : {1, 7, 16, 64, 65, 100, 130}) {
-    torch::nn::Linear dense(torch::nn::LinearOptions(37, 23));
+    const bool biased = batch != 65;
+    torch::nn::Linear dense(torch::nn::LinearOptions(37, 23).bias(biased));
     dense->to(torch::kDouble);
     {
       const torch::NoGradGuard no_grad;
@@ -235,7 +236,9 @@ TEST(SparseLinear, IsTheDenseLayerWithTheSameWeights) {
     (y * target).sum().backward();
     (y2 * target).sum().backward();
     EXPECT_TRUE(torch::allclose(x2.grad(), x.grad(), 1e-13, 1e-13)) << batch;
-    EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-12)) << batch;
+    if (biased) {
+      EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-12)) << batch;
+    }
     auto& weight = *sparse->weight();
     std::vector<std::int64_t> at;
     std::vector<std::uint32_t> place;

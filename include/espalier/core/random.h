@@ -49,7 +49,8 @@ class RandomStream {
 /// 0 .. n-1 in random order (Fisher-Yates).
 std::vector<std::int64_t> random_permutation(std::int64_t n, RandomStream stream);
 
-/// k different numbers of 0 .. n-1, ascending; every subset equally likely. O(k log k) time, O(k) memory (Floyd).
+/// k different numbers of 0 .. n-1, ascending; every subset equally likely. Time and memory go with k (with n - k where
+/// that is less, and then with n for writing them down).
 std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, RandomStream stream);
 
 }  // namespace espalier

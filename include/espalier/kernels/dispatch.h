@@ -7,6 +7,7 @@
 
 #include "espalier/kernels/power.h"
 #include "espalier/kernels/sparse_linear.h"
+#include "espalier/kernels/update.h"
 
 namespace espalier::kernels {
 
@@ -17,6 +18,10 @@ struct Table {
   PowerKernels<double> power_f64;
   SparseLinearKernels<float> sparse_linear_f32;
   SparseLinearKernels<double> sparse_linear_f64;
+  UpdateKernels<float> update_f32;
+  UpdateKernels<double> update_f64;
+  /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
+  std::int64_t (*multiply_adds)(std::int64_t rounds);
 
   template <class T>
   const PowerKernels<T>& power() const {
@@ -31,6 +36,13 @@ struct Table {
       return sparse_linear_f32;
     else
       return sparse_linear_f64;
+  }
+  template <class T>
+  const UpdateKernels<T>& update() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return update_f32;
+    else
+      return update_f64;
   }
 };
 

@@ -27,4 +27,23 @@ NamedTensors save_optimizer(torch::optim::Optimizer& optimizer, const NamedParam
 /// The inverse; the optimiser must be of the kind and over the parameters that were saved.
 void load_optimizer(torch::optim::Optimizer& optimizer, const NamedParameters& parameters, const NamedTensors& saved);
 
+/// The key of a parameter's state: the address of its TensorImpl, as text in torch 1.13 and as a pointer in 2.x.
+template <class Map>
+typename Map::key_type state_key(const Map&, const at::Tensor& parameter) {
+  if constexpr (std::is_same_v<typename Map::key_type, std::string>) {
+    return c10::guts::to_string(parameter.unsafeGetTensorImpl());
+  } else {
+    return parameter.unsafeGetTensorImpl();
+  }
+}
+
+/// The state of `parameter`, made if there is none; the optimiser must be of the kind that keeps a State.
+template <class State>
+State& state_of(torch::optim::Optimizer& optimizer, const at::Tensor& parameter) {
+  auto& all = optimizer.state();
+  auto& state = all[state_key(all, parameter)];
+  if (!state) state = std::make_unique<State>();
+  return static_cast<State&>(*state);
+}
+
 }  // namespace espalier

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "espalier/core/random.h"
+#include "espalier/nn/sparse_weight.h"
+
 namespace espalier {
 
 struct Selection {
@@ -19,5 +22,9 @@ Selection select_top(const at::Tensor& score, std::int64_t k);
 
 /// The k largest over several score vectors together: how many fall to each, ties to the lower vector and index.
 std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& scores, std::int64_t k);
+
+/// `count` positions that are not active, ascending; every such set equally likely. Time and memory go with
+/// nnz + count. Throws Error(usage) if there are not so many.
+at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random);
 
 }  // namespace espalier

@@ -47,6 +47,10 @@ class CompressedWeight : public SparseWeight {
   std::shared_ptr<const kernels::Compressed> matrix();
   const at::Tensor& forward_values();
 
+  // For an optimiser's step in one pass (methods/fused_update.h) in place of pull, step and settle:
+  bool learns_everywhere_in_phi() const;  ///< no frozen entries, and the optimiser is given phi
+  void values_written();                  ///< parameter and w have been written: refresh, consume the gradient
+
   const char* storage() const override { return "compressed"; }
   std::int64_t nnz() const override;
   at::Tensor active() const override;
@@ -72,7 +76,8 @@ class CompressedWeight : public SparseWeight {
   bool is_virgin() const { return matrix_ == nullptr; }
   at::Tensor draw(const std::vector<std::int64_t>& positions) const;
   /// Stores exactly these positions with phi in their order. Replaces structure and tensors, not their TensorImpl.
-  void store(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
+  /// Returns the canonical place of each position.
+  std::vector<std::uint32_t> store(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
   /// store, and everything that belonged to the entries before is gone.
   void set_entries(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
   std::vector<std::int64_t> positions_of(const NamedTensors& tensors, const at::Tensor& values) const;

@@ -16,10 +16,17 @@ using kernels::Compressed;
 /// order; forward: as large, of the same type.
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward);
 
+/// y = W x + b on tiles, into `y`, and its gradients into dx, dvalues and dbias; an undefined one of these (or bias) is
+/// left out. All tensors contiguous, of one type, sized as `sparse_linear` says. The same bits for any number of
+/// threads.
+void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward,
+                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y);
+void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
+                     const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias);
+
 /// y = W x + b on tiles. x: tiles of `columns` features; values: [nnz] in canonical order, what gradients are formed
 /// for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or undefined. Result: tiles of `rows`
 /// features. Differentiable once in x, values and bias. float32 or float64 on the CPU; all of one type.
-/// The same bits for any number of threads.
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias);
 

@@ -1,0 +1,250 @@
+/// espalier bench: sparse beside dense on this machine.
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "espalier/bench/bench.h"
+#include "espalier/core/error.h"
+#include "espalier/train/environment.h"
+
+namespace espalier::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Arguments {
+  std::string level, what, shapes_file, optimizer = "sgd";
+  std::vector<std::string> shapes, passes;
+  std::vector<std::int64_t> batches = {128};
+  std::vector<double> sparsities = {0.8, 0.9, 0.95, 0.98, 0.99};
+  std::vector<int> threads;
+  double seconds = 2, min_speedup = 0;
+  std::uint64_t seed = 1;
+  bool json = false;
+};
+
+const std::vector<std::string> kLevels = {"kernels", "layer", "step"};
+
+std::vector<std::int64_t> numbers(const std::string& text, char separator, const std::string& where) {
+  std::vector<std::int64_t> out;
+  std::size_t begin = 0;
+  while (begin <= text.size()) {
+    const auto end = std::min(text.find(separator, begin), text.size());
+    const std::string part = text.substr(begin, end - begin);
+    const bool good = !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos &&
+                      std::stoll(part) > 0;
+    ESPALIER_CHECK(good, ErrorKind::usage, "{}: shape \"{}\": expected positive sizes such as {}", where, text,
+                   separator == 'x' ? "784x300 (inputs x outputs)" : "784-300-100-10 (inputs, hidden layers, classes)");
+    out.push_back(std::stoll(part));
+    begin = end + 1;
+  }
+  return out;
+}
+
+struct Shape {
+  std::string text, where;
+};
+
+std::vector<Shape> shapes_of(const Arguments& a) {
+  std::vector<Shape> shapes;
+  for (const auto& s : a.shapes) shapes.push_back({s, "--shape"});
+  if (!a.shapes_file.empty()) {
+    std::ifstream in(a.shapes_file);
+    ESPALIER_CHECK(in.good(), ErrorKind::usage, "--shapes {}: cannot be read", a.shapes_file);
+    std::string line;
+    for (int n = 1; std::getline(in, line); ++n) {
+      line = line.substr(0, line.find('#'));
+      line.erase(0, line.find_first_not_of(" \t"));
+      line.erase(line.find_last_not_of(" \t\r") + 1);
+      if (!line.empty()) shapes.push_back({line, fmt::format("{}:{}", a.shapes_file, n)});
+    }
+    ESPALIER_CHECK(!shapes.empty(), ErrorKind::usage, "--shapes {}: no shape in it", a.shapes_file);
+  }
+  if (shapes.empty()) {
+    if (a.level == "step")
+      shapes = {{"784-300-100-10", ""}, {"784-1024-1024-10", ""}};
+    else
+      shapes = {{"784x300", ""}, {"1024x1024", ""}};
+  }
+  return shapes;
+}
+
+Json json_of(const bench::Row& r) {
+  Json peers = Json::object();
+  for (const auto& [name, us] : r.peers) peers[name] = us;
+  return {{"level", r.level},
+          {"what", r.what},
+          {"shape", r.shape},
+          {"batch", r.batch},
+          {"sparsity", r.sparsity},
+          {"threads", r.threads},
+          {"isa", r.isa},
+          {"pass", r.pass},
+          {"sparse_us", r.sparse.median},
+          {"sparse_us_quartiles", {r.sparse.low, r.sparse.high}},
+          {"rounds", r.sparse.rounds},
+          {"dense_us", r.dense_path.empty() ? Json() : Json(r.dense_us)},
+          {"dense_path", r.dense_path},
+          {"speedup", r.dense_path.empty() ? Json() : Json(r.speedup())},
+          {"peers_us", peers},
+          {"sparse_gflops", r.sparse_gflops},
+          {"dense_equivalent_gflops", r.dense_equivalent_gflops},
+          {"peak_share", r.peak_share},
+          {"error_of_bound", r.error}};
+}
+
+void print_table(const std::vector<bench::Row>& rows, const Context& context) {
+  std::vector<std::vector<std::string>> table = {{"level", "shape", "batch", "sparsity", "threads", "pass", "sparse us",
+                                                  "quartiles", "dense us", "speed-up", "GFLOP/s", "of peak",
+                                                  "fastest dense"}};
+  for (const auto& r : rows) {
+    const bool dense = !r.dense_path.empty();
+    table.push_back({r.level, r.shape, fmt::format("{}", r.batch), fmt::format("{:g}", r.sparsity),
+                     fmt::format("{}", r.threads), r.pass, fmt::format("{:.1f}", r.sparse.median),
+                     fmt::format("{:.1f}-{:.1f}", r.sparse.low, r.sparse.high),
+                     dense ? fmt::format("{:.1f}", r.dense_us) : "-", dense ? fmt::format("{:.2f}", r.speedup()) : "-",
+                     fmt::format("{:.0f}", r.sparse_gflops), fmt::format("{:.0f} %", 100 * r.peak_share),
+                     dense ? r.dense_path : "-"});
+  }
+  context.console.print(columns(table));
+}
+
+int run(const Arguments& a, Context& context) {
+  ESPALIER_CHECK(std::find(kLevels.begin(), kLevels.end(), a.level) != kLevels.end(), ErrorKind::usage,
+                 "espalier bench: \"{}\": unknown. Known: kernels, layer, step.{}", a.level,
+                 suggestion(a.level, kLevels));
+  const std::string what = a.level == "step" ? "mlp" : "linear";
+  ESPALIER_CHECK(a.what.empty() || a.what == what, ErrorKind::usage, "--what {}: unknown for \"{}\". Known: {}.",
+                 a.what, a.level, what);
+  for (const double s : a.sparsities) {
+    ESPALIER_CHECK(s >= 0 && s < 1, ErrorKind::usage, "--sparsity {}: expected a share of zeros in [0, 1)", s);
+  }
+  std::vector<int> threads = a.threads;
+  if (threads.empty()) threads = {usable_cores()};
+  std::map<int, double> peak;
+  for (const int t : threads) {
+    set_threads(t);
+    peak[t] = bench::peak_flops(t);
+  }
+
+  std::vector<bench::Row> rows;
+  Json even = Json::array();
+  for (const Shape& shape : shapes_of(a)) {
+    const auto sizes = numbers(shape.text, a.level == "step" ? '-' : 'x', shape.where);
+    for (const std::int64_t batch : a.batches) {
+      for (const int t : threads) {
+        set_threads(t);
+        std::vector<bench::Row> alike;
+        for (const double sparsity : a.sparsities) {
+          std::vector<bench::Row> found;
+          if (a.level == "step") {
+            found = bench::bench_step({sizes, batch, sparsity, t, a.optimizer, 100}, a.seconds, a.seed);
+          } else {
+            ESPALIER_CHECK(sizes.size() == 2, ErrorKind::usage, "{}: shape \"{}\": expected inputs x outputs",
+                           shape.where, shape.text);
+            const bench::LinearCase c{sizes[0], sizes[1], batch, sparsity, t};
+            found = a.level == "kernels" ? bench::bench_linear_kernels(c, a.seconds, a.seed)
+                                         : bench::bench_linear_layer(c, a.seconds, a.seed);
+          }
+          for (auto& r : found) {
+            r.peak_share = r.sparse_gflops * 1e9 / peak[t];
+            const bool wanted =
+                a.passes.empty() || std::find(a.passes.begin(), a.passes.end(), r.pass) != a.passes.end();
+            if (wanted) alike.push_back(r);
+          }
+          if (!a.json) context.console.progress(fmt::format("{} batch {} sparsity {:g}", shape.text, batch, sparsity));
+        }
+        if (a.sparsities.size() > 1 && a.level != "step") {
+          even.push_back({{"shape", shape.text},
+                          {"batch", batch},
+                          {"threads", t},
+                          {"pass", "step"},
+                          {"break_even_sparsity", bench::break_even(alike, "step")}});
+        }
+        rows.insert(rows.end(), alike.begin(), alike.end());
+      }
+    }
+  }
+  ESPALIER_CHECK(!rows.empty(), ErrorKind::usage, "--pass: no such pass at this level");
+  if (a.json) {
+    Json list = Json::array();
+    for (const auto& r : rows) list.push_back(json_of(r));
+    Json peaks = Json::object();
+    for (const auto& [t, flops] : peak) peaks[std::to_string(t)] = flops * 1e-9;
+    const auto environment = espalier::environment();
+    context.console.print(
+        Json{{"schema", 1}, {"cpu", environment.cpu_model}, {"peak_gflops", peaks}, {"rows", list}, {"break_even", even}}
+            .dump(2) +
+        "\n");
+  } else {
+    print_table(rows, context);
+    for (const auto& e : even) {
+      context.console.print(fmt::format("break-even of the step, {} batch {} threads {}: {:.0f} % sparsity\n",
+                                        e["shape"].get<std::string>(), e["batch"].get<std::int64_t>(),
+                                        e["threads"].get<int>(), 100 * e["break_even_sparsity"].get<double>()));
+    }
+  }
+  for (const auto& r : rows) {
+    ESPALIER_CHECK(a.min_speedup == 0 || r.dense_path.empty() || r.speedup() >= a.min_speedup, ErrorKind::check,
+                   "--min-speedup {}: {} batch {} sparsity {:g} {}: {:.2f}", a.min_speedup, r.shape, r.batch,
+                   r.sparsity, r.pass, r.speedup());
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, Context& context) {
+  auto a = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("bench", "Time sparse layers and training steps beside dense ones");
+  command
+      ->add_option("LEVEL", a->level,
+                   "kernels: products alone; layer: as a model calls it; step: whole training steps of an MLP")
+      ->required()
+      ->option_text("");
+  command->add_option("--what", a->what, "kind of layer: linear (kernels, layer); mlp (step)")->option_text("NAME");
+  command
+      ->add_option(
+          "--shape", a->shapes,
+          "inputs x outputs, e.g. 784x300; for step inputs-layers-classes, e.g. 784-300-100-10; several: commas")
+      ->delimiter(',')
+      ->option_text("SHAPE,...");
+  command->add_option("--shapes", a->shapes_file, "text file of shapes, one a line, # begins a comment")
+      ->option_text("FILE");
+  command->add_option("--batch", a->batches, "samples in a batch (default 128)")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->option_text("N,...");
+  command->add_option("--sparsity", a->sparsities, "shares of zeros (default 0.8,0.9,0.95,0.98,0.99)")
+      ->delimiter(',')
+      ->option_text("S,...");
+  command->add_option("--threads", a->threads, "compute threads (default: all that the process may use)")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1024))
+      ->option_text("N,...");
+  command->add_option("--pass", a->passes, "rows to show: forward, backward, step, rewire (default: all)")
+      ->delimiter(',')
+      ->option_text("NAME,...");
+  command->add_option("--optimizer", a->optimizer, "for step: sgd (momentum 0.9) or adam")
+      ->check(CLI::IsMember({"sgd", "adam"}))
+      ->option_text("NAME");
+  command->add_option("--seconds", a->seconds, "time for each case (default 2)")
+      ->check(CLI::Range(0.01, 3600.0))
+      ->option_text("S");
+  command->add_option("--min-speedup", a->min_speedup, "exit with 4 if a row is slower than this many times dense")
+      ->check(CLI::NonNegativeNumber)
+      ->option_text("X");
+  command->add_option("--seed", a->seed, "seed of weights and inputs")->option_text("N");
+  command->add_flag("--json", a->json, "one JSON document on standard output");
+  command->footer(
+      "Every result is verified against a reference before it is timed. Speed-ups are against the fastest dense path "
+      "of\n"
+      "the same run (step: against LibTorch masked training).\n\n"
+      "Examples:\n  espalier bench kernels --shape 1024x1024 --sparsity 0.9,0.95 --threads 1,2\n"
+      "  espalier bench layer --what linear --shape 1024x1024 --batch 128 --sparsity 0.9 --threads 1 --json\n"
+      "  espalier bench step --shape 784-1024-1024-10 --sparsity 0.95");
+  on_run(*command, context, [a, &context] { return run(*a, context); });
+}
+
+}  // namespace espalier::cli

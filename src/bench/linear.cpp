@@ -1,0 +1,238 @@
+#include <dnnl.h>
+#include <fmt/format.h>
+#include <torch/torch.h>
+
+#include <cmath>
+#include <memory>
+
+#include "espalier/bench/bench.h"
+#include "espalier/core/error.h"
+#include "espalier/core/random.h"
+#include "espalier/kernels/dispatch.h"
+#include "espalier/nn/sparse_linear.h"
+#include "espalier/ops/sparse_linear.h"
+
+namespace espalier::bench {
+namespace {
+
+/// Everything of one case: the same weight sparse and dense, inputs and gradients in each layout.
+struct Linear {
+  Linear(const LinearCase& given, std::uint64_t seed) : c(given) {
+    at::set_num_threads(c.threads);
+    const auto kept = std::llround((1 - c.sparsity) * static_cast<double>(c.in * c.out));
+    const auto positions = random_subset(c.in * c.out, kept, RandomStream(seed, Purpose::test));
+    layer = std::make_shared<nn::SparseLinearImpl>(torch::nn::LinearOptions(c.in, c.out).bias(false));
+    torch::manual_seed(static_cast<std::int64_t>(seed));
+    dense = torch::zeros({c.out, c.in});
+    const at::Tensor at = torch::tensor(positions, torch::kInt64);
+    dense.view({-1}).index_put_({at}, torch::randn({kept}) / std::sqrt(static_cast<double>(c.in)));
+    layer->weight()->from_dense(dense);  // a value drawn as exactly zero is not kept
+    nnz = layer->weight()->nnz();
+    mask = torch::zeros({c.out * c.in}).index_fill(0, layer->weight()->active(), 1).view({c.out, c.in});
+    x = torch::randn({c.batch, c.in});
+    dy = torch::randn({c.batch, c.out});
+    xt = x.t().contiguous();
+    dyt = dy.t().contiguous();
+  }
+
+  Row row(const char* level, const char* pass, double products, const Timing& sparse) const {
+    Row r;
+    r.level = level;
+    r.what = "linear";
+    r.shape = fmt::format("{}x{}", c.in, c.out);
+    r.pass = pass;
+    r.isa = kernels::active().isa;
+    r.batch = c.batch;
+    r.sparsity = c.sparsity;
+    r.threads = c.threads;
+    r.sparse = sparse;
+    const double work = 2 * products * static_cast<double>(c.batch);
+    r.sparse_gflops = work * static_cast<double>(nnz) / sparse.median * 1e-3;
+    r.dense_equivalent_gflops = work * static_cast<double>(c.in * c.out) / sparse.median * 1e-3;
+    return r;
+  }
+
+  LinearCase c;
+  std::shared_ptr<nn::SparseLinearImpl> layer;
+  std::int64_t nnz = 0;
+  at::Tensor dense, mask, x, dy, xt, dyt;
+};
+
+/// Largest |found - reference| as a share of n u |a| |b|, the bound of a sum of n products in float32.
+double error_share(const at::Tensor& found, const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor ad = a.to(torch::kDouble), bd = b.to(torch::kDouble);
+  const at::Tensor reference = ad.mm(bd);
+  const double n = static_cast<double>(a.size(1)) + 2;
+  const at::Tensor bound = ad.abs().mm(bd.abs()) * (n * 0x1p-24 / (1 - n * 0x1p-24));
+  const at::Tensor off = (found.detach().to(torch::kDouble) - reference).abs();
+  return (off / bound.clamp_min(1e-300)).where(off > 0, torch::zeros_like(off)).max().item<double>();
+}
+
+void verified(double error, const Row& row) {
+  ESPALIER_CHECK(
+      error <= 1, ErrorKind::check,
+      "bench: {} {} batch {} sparsity {}: the {} pass is off the reference by {:.3g} times the rounding bound; "
+      "nothing was timed",
+      row.what, row.shape, row.batch, row.sparsity, row.pass, error);
+}
+
+void sgemm(char ta, char tb, std::int64_t m, std::int64_t n, std::int64_t k, const at::Tensor& a, std::int64_t lda,
+           const at::Tensor& b, std::int64_t ldb, at::Tensor& out, std::int64_t ldc) {
+  dnnl_sgemm(ta, tb, m, n, k, 1.0f, a.data_ptr<float>(), lda, b.data_ptr<float>(), ldb, 0.0f, out.data_ptr<float>(),
+             ldc);
+}
+
+struct Named {
+  std::string path;
+  double us;
+};
+
+/// The fastest of several ways to do all the parts.
+void add_dense(Row& row, const std::vector<Named>& ways) {
+  for (const Named& way : ways) {
+    if (row.dense_path.empty() || way.us < row.dense_us) {
+      row.dense_us = way.us;
+      row.dense_path = way.path;
+    }
+    row.peers[way.path] = way.us;
+  }
+}
+
+}  // namespace
+
+std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::uint64_t seed) {
+  const torch::NoGradGuard no_grad;
+  Linear p(c, seed);
+  const auto matrix = p.layer->weight()->matrix();
+  const at::Tensor values = p.layer->weight()->stored_values().detach();
+  const at::Tensor forward_values = p.layer->weight()->forward_values();
+  const ops::TileLayout in{c.batch, c.in}, out{c.batch, c.out};
+  const at::Tensor xt = ops::to_tiles(p.x), dyt = ops::to_tiles(p.dy);
+  at::Tensor y = torch::empty({out.numel()}), dx = torch::empty({in.numel()}), dvalues = torch::empty_like(values),
+             no_bias;
+
+  const auto forward = [&] { ops::linear_forward(*matrix, in, forward_values, {}, xt, y); };
+  const auto backward = [&] { ops::linear_backward(*matrix, in, values, xt, dyt, dx, dvalues, no_bias); };
+  forward();
+  backward();
+  at::Tensor dense_dw = torch::zeros_like(p.dense);
+  {
+    std::vector<std::int64_t> at;
+    std::vector<std::uint32_t> place;
+    kernels::row_major(*matrix, at, place, c.threads);
+    const auto gather = torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
+    dense_dw.view({-1}).index_put_({torch::tensor(at, torch::kInt64)}, dvalues.index_select(0, gather));
+  }
+  const double error_y = error_share(ops::from_tiles(y, out), p.x, p.dense.t());
+  const double error_dx = error_share(ops::from_tiles(dx, in), p.dy, p.dense);
+  const at::Tensor full = p.dy.to(torch::kDouble).t().mm(p.x.to(torch::kDouble));
+  const at::Tensor bound = p.dy.to(torch::kDouble).abs().t().mm(p.x.to(torch::kDouble).abs());
+  const double n = static_cast<double>(c.batch) + 64;
+  const double error_dw =
+      (((dense_dw - full) * p.mask).abs() / bound).max().item<double>() / (n * 0x1p-24 / (1 - n * 0x1p-24));
+
+  at::Tensor dense_y = torch::empty({c.batch, c.out}), dense_dx = torch::empty({c.batch, c.in}),
+             dw = torch::empty({c.out, c.in}), yt = torch::empty({c.out, c.batch}), dxt = torch::empty({c.in, c.batch});
+  const at::Tensor weight_t = p.dense.t(), dy_t = p.dy.t();
+  const std::vector<Candidate> candidates = {
+      {"forward", forward},
+      {"backward", backward},
+      {"step",
+       [&] {
+         forward();
+         backward();
+       }},
+      // row-major batches
+      {"f", [&] { sgemm('N', 'T', c.batch, c.out, c.in, p.x, c.in, p.dense, c.in, dense_y, c.out); }},
+      {"dx", [&] { sgemm('N', 'N', c.batch, c.in, c.out, p.dy, c.out, p.dense, c.in, dense_dx, c.in); }},
+      {"dw", [&] { sgemm('T', 'N', c.out, c.in, c.batch, p.dy, c.out, p.x, c.in, dw, c.in); }},
+      // features first, as the tiles are
+      {"f", [&] { sgemm('N', 'N', c.out, c.batch, c.in, p.dense, c.in, p.xt, c.batch, yt, c.batch); }},
+      {"dx", [&] { sgemm('T', 'N', c.in, c.batch, c.out, p.dense, c.in, p.dyt, c.batch, dxt, c.batch); }},
+      {"dw", [&] { sgemm('N', 'T', c.out, c.in, c.batch, p.dyt, c.batch, p.xt, c.batch, dw, c.in); }},
+      {"f", [&] { at::mm_out(dense_y, p.x, weight_t); }},
+      {"dx", [&] { at::mm_out(dense_dx, p.dy, p.dense); }},
+      {"dw", [&] { at::mm_out(dw, dy_t, p.x); }},
+  };
+  const auto t = measure(candidates, seconds / static_cast<double>(candidates.size()));
+  const char* const path[] = {"oneDNN sgemm, row-major", "oneDNN sgemm, feature-major", "LibTorch mm"};
+  std::vector<Row> rows = {p.row("kernels", "forward", 1, t[0]), p.row("kernels", "backward", 2, t[1]),
+                           p.row("kernels", "step", 3, t[2])};
+  std::vector<Named> f, b, step;
+  for (std::size_t i = 0; i < 3; ++i) {
+    f.push_back({path[i], t[3 + 3 * i].median});
+    b.push_back({path[i], t[4 + 3 * i].median + t[5 + 3 * i].median});
+  }
+  add_dense(rows[0], f);
+  add_dense(rows[1], b);
+  for (std::size_t i = 0; i < 3; ++i) step.push_back({path[i], f[i].us + b[i].us});
+  // The fastest dense step may take each product on another path.
+  double best = 0;
+  for (std::size_t k = 0; k < 3; ++k) best += std::min({t[3 + k].median, t[6 + k].median, t[9 + k].median});
+  step.push_back({"fastest of each product", best});
+  add_dense(rows[2], step);
+  rows[0].error = error_y;
+  rows[1].error = std::max(error_dx, error_dw);
+  rows[2].error = std::max(rows[0].error, rows[1].error);
+  for (const Row& r : rows) verified(r.error, r);
+  return rows;
+}
+
+std::vector<Row> bench_linear_layer(const LinearCase& c, double seconds, std::uint64_t seed) {
+  Linear p(c, seed);
+  auto x = p.x.clone().set_requires_grad(true);
+  torch::nn::Linear dense(torch::nn::LinearOptions(c.in, c.out).bias(false)),
+      masked(torch::nn::LinearOptions(c.in, c.out).bias(false));
+  {
+    const torch::NoGradGuard no_grad;
+    dense->weight.copy_(p.dense);
+    masked->weight.copy_(p.dense);
+  }
+  const double error = error_share(p.layer->forward(p.x), p.x, p.dense.t());
+  at::Tensor csr;
+  {
+    const torch::NoGradGuard no_grad;
+    csr = p.dense.to_sparse_csr();
+  }
+  const auto clear = [&] {
+    x.mutable_grad() = at::Tensor();
+    dense->weight.mutable_grad() = at::Tensor();
+    masked->weight.mutable_grad() = at::Tensor();
+    for (auto& q : p.layer->parameters()) q.mutable_grad() = at::Tensor();
+  };
+  const auto inference = [](const auto& f) {
+    return [f] {
+      const torch::NoGradGuard no_grad;
+      f();
+    };
+  };
+  const auto training = [&](const auto& f) {
+    return [&, f] {
+      f().backward(p.dy);
+      clear();
+    };
+  };
+  const auto sparse_y = [&] { return p.layer->forward(x); };
+  const auto dense_y = [&] { return dense->forward(x); };
+  const auto masked_y = [&] { return torch::linear(x, masked->weight * p.mask); };
+  const std::vector<Candidate> candidates = {
+      {"", inference(sparse_y)}, {"", inference(dense_y)},
+      {"", inference(masked_y)}, {"", inference([&] { return csr.mm(p.xt); })},
+      {"", training(sparse_y)},  {"", training(dense_y)},
+      {"", training(masked_y)},
+  };
+  const auto t = measure(candidates, seconds / static_cast<double>(candidates.size()));
+  std::vector<Row> rows = {p.row("layer", "forward", 1, t[0]), p.row("layer", "step", 3, t[4])};
+  add_dense(rows[0], {{"LibTorch Linear", t[1].median}});
+  rows[0].peers["LibTorch masked"] = t[2].median;
+  rows[0].peers["LibTorch CSR"] = t[3].median;
+  add_dense(rows[1], {{"LibTorch Linear", t[5].median}});
+  rows[1].peers["LibTorch masked"] = t[6].median;
+  for (Row& r : rows) {
+    r.error = error;
+    verified(error, r);
+  }
+  return rows;
+}
+
+}  // namespace espalier::bench
