@@ -174,7 +174,8 @@ int run(const Arguments& a, Context& context) {
     for (const auto& [t, flops] : peak) peaks[std::to_string(t)] = flops * 1e-9;
     const auto environment = espalier::environment();
     context.console.print(
-        Json{{"schema", 1}, {"cpu", environment.cpu_model}, {"peak_gflops", peaks}, {"rows", list}, {"break_even", even}}
+        Json{
+            {"schema", 1}, {"cpu", environment.cpu_model}, {"peak_gflops", peaks}, {"rows", list}, {"break_even", even}}
             .dump(2) +
         "\n");
   } else {

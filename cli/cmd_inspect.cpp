@@ -27,11 +27,42 @@ std::string shape_text(at::IntArrayRef shape) {
   return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "x"));
 }
 
-/// One row for each tensor; for a weight that has a mask, nnz is what the mask keeps, else what is not zero.
-Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
+/// The name of a compressed weight, if `name` is one of its tensors: <weight>.values, .crow_indices, .col_indices.
+std::string compressed_weight(const std::string& name, const std::map<std::string, at::Tensor>& by_name) {
+  for (const char* part : {".values", ".crow_indices", ".col_indices"}) {
+    const std::string ending = part;
+    if (name.size() <= ending.size() || name.compare(name.size() - ending.size(), ending.size(), ending) != 0) continue;
+    const std::string weight = name.substr(0, name.size() - ending.size());
+    if (by_name.count(weight + ".values") + by_name.count(weight + ".crow_indices") +
+            by_name.count(weight + ".col_indices") ==
+        3)
+      return weight;
+  }
+  return "";
+}
+
+/// The shape that the metadata gives a compressed weight, else its rows and "unknown" as 0 columns.
+std::vector<std::int64_t> compressed_shape(const std::string& weight, const at::Tensor& crow,
+                                           const std::map<std::string, std::string>& metadata) {
+  const auto text = metadata.find(weight + ".shape");
+  if (text != metadata.end()) {
+    const Json shape = Json::parse(text->second, nullptr, /*allow_exceptions=*/false);
+    const bool good = shape.is_array() && !shape.empty() &&
+                      std::all_of(shape.begin(), shape.end(), [](const Json& d) { return d.is_number_unsigned(); });
+    if (good) return shape.get<std::vector<std::int64_t>>();
+  }
+  return {std::max<std::int64_t>(0, crow.numel() - 1), 0};
+}
+
+/// One row for each tensor, and for each compressed weight; for a weight that has a mask, nnz is what the mask keeps,
+/// else what is not zero.
+Json tensor_rows(const train::NamedTensors& tensors, const std::map<std::string, std::string>& metadata,
+                 const Arguments& a) {
   const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
   Json rows = Json::array();
   for (const auto& [name, tensor] : tensors) {
+    const std::string weight = compressed_weight(name, by_name);
+    if (!weight.empty() && name != weight + ".values") continue;
     const at::Tensor values = tensor.detach().to(torch::kDouble).flatten();
     const auto mask = by_name.find(name + ".mask");
     Json row = {{"name", name},
@@ -40,6 +71,18 @@ Json tensor_rows(const train::NamedTensors& tensors, const Arguments& a) {
                 {"elements", tensor.numel()},
                 {"nnz", (mask != by_name.end() ? mask->second : tensor).count_nonzero().item<std::int64_t>()},
                 {"bytes", static_cast<std::int64_t>(tensor.nbytes())}};
+    if (!weight.empty()) {
+      const at::Tensor &crow = by_name.at(weight + ".crow_indices"), &col = by_name.at(weight + ".col_indices");
+      const auto shape = compressed_shape(weight, crow, metadata);
+      std::int64_t elements = 1;
+      for (const auto d : shape) elements *= d;
+      row["name"] = weight;
+      row["storage"] = "compressed";
+      row["shape"] = shape;
+      row["elements"] = elements;
+      row["nnz"] = tensor.numel();
+      row["bytes"] = static_cast<std::int64_t>(tensor.nbytes() + crow.nbytes() + col.nbytes());
+    }
     if (tensor.is_floating_point() && tensor.numel() > 0) {
       row["near_zero"] = (values.abs() < a.epsilon).to(torch::kDouble).mean().item<double>();
       row["mean"] = values.mean().item<double>();
@@ -82,9 +125,11 @@ int run(const Arguments& a, Context& context) {
   Json out = {{"path", a.path}};
   std::string text;
   train::NamedTensors tensors;
+  std::map<std::string, std::string> metadata;
   if (fs::is_regular_file(path)) {
     auto content = train::load_safetensors(path);
     tensors = std::move(content.tensors);
+    metadata = content.metadata;
     out["kind"] = "safetensors";
     out["bytes"] = fs::file_size(path);
     out["metadata"] = content.metadata;
@@ -113,6 +158,7 @@ int run(const Arguments& a, Context& context) {
     }
     if (checkpoint) {
       tensors = checkpoint->model;
+      metadata = checkpoint->model_metadata;
       out["step"] = checkpoint->step;
       text += fmt::format("{:<16}{}\n", "checkpoint", checkpoint->step);
     } else {
@@ -120,7 +166,7 @@ int run(const Arguments& a, Context& context) {
     }
   }
   out["epsilon"] = a.epsilon;
-  out["tensors"] = tensor_rows(tensors, a);
+  out["tensors"] = tensor_rows(tensors, metadata, a);
   if (a.json)
     context.console.print(train::to_json_text(out));
   else

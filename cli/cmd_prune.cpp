@@ -57,7 +57,9 @@ int run(Arguments arguments, Context& context) {
     table.push_back(row);
     context.console.progress(fmt::format("kept {:.4g}: accuracy {:.4f}", p.keep, p.evaluation.accuracy()));
     if (!arguments.save.empty()) {
-      train::save_safetensors(arguments.save, train::state_dict(model), {{"format", "pt"}, {"tool", "espalier"}});
+      auto metadata = train::state_metadata(model);
+      metadata["tool"] = "espalier";
+      train::save_safetensors(arguments.save, train::state_dict(model), metadata);
     }
   });
   context.console.progress("");

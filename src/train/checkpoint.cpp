@@ -168,6 +168,7 @@ Checkpoint load_checkpoint(const fs::path& directory) {
                      "{}: is damaged: its CRC-32 is {}, expected {}", path.string(), crc_text(content.digest.crc32),
                      expected.at("crc32").get<std::string>());
       checkpoint.*part.tensors = std::move(content.tensors);
+      if (part.tensors == &Checkpoint::model) checkpoint.model_metadata = std::move(content.metadata);
     }
   } catch (const nlohmann::json::exception& e) {
     fail(ErrorKind::data, "{}: is not what this version of Espalier writes: {}", (directory / kStateFile).string(),
@@ -221,7 +222,10 @@ void CheckpointStore::save(const Checkpoint& checkpoint, bool best) {
     ESPALIER_CHECK(!error, ErrorKind::failed, "{}: cannot create: {}", fresh.string(), error.message());
     Json files = Json::object();
     for (const Part& part : kParts) {
-      const FileDigest digest = save_safetensors(fresh / part.file, checkpoint.*part.tensors, {{"format", "pt"}});
+      std::map<std::string, std::string> metadata;
+      if (part.tensors == &Checkpoint::model) metadata = checkpoint.model_metadata;
+      metadata["format"] = "pt";
+      const FileDigest digest = save_safetensors(fresh / part.file, checkpoint.*part.tensors, metadata);
       files[part.file] = {{"bytes", digest.bytes}, {"crc32", crc_text(digest.crc32)}};
     }
     const std::string state = sealed({{"format", kFormat},

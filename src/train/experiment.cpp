@@ -189,6 +189,16 @@ NamedTensors state_dict(const SparseModel& model) {
   return all;
 }
 
+std::map<std::string, std::string> state_metadata(const SparseModel& model) {
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  for (const auto& w : model.sparsifier->weights()) {
+    if (w->storage() == std::string("compressed")) {
+      metadata[w->name() + ".shape"] = fmt::format("[{}]", fmt::join(w->shape(), ", "));
+    }
+  }
+  return metadata;
+}
+
 void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source) {
   const torch::NoGradGuard no_grad;
   const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());

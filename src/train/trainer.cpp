@@ -205,6 +205,7 @@ class Run {
     Checkpoint c;
     c.step = step_;
     c.model = state_dict(model_);
+    c.model_metadata = state_metadata(model_);
     c.optimizer = save_optimizer(*optimizer_, model_.sparsifier->named_parameters());
     c.sparsity = model_.sparsifier->archive();
     c.sparsity.emplace_back("torch.generator", at::detail::getDefaultCPUGenerator().get_state());

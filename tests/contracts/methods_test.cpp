@@ -7,25 +7,37 @@
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/registry.h"
 #include "espalier/methods/sparsifier.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
 namespace {
 
+/// A masked convolution, and a linear layer in either storage.
 struct ConvNet : torch::nn::Module {
-  ConvNet() {
+  explicit ConvNet(bool compressed) {
     torch::manual_seed(3);
     conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 6, 3).padding(1)));
-    fc = register_module("fc", torch::nn::Linear(6 * 16, 5));
+    torch::nn::Linear linear(6 * 16, 5);
+    if (compressed)
+      sparse = register_module("fc", nn::SparseLinear(nn::SparseLinearImpl::from_dense(*linear)));
+    else
+      fc = register_module("fc", linear);
   }
-  at::Tensor forward(const at::Tensor& x) { return fc->forward(torch::relu(conv->forward(x)).flatten(1)); }
+  at::Tensor forward(const at::Tensor& x) {
+    const auto features = torch::relu(conv->forward(x)).flatten(1);
+    return sparse ? sparse->forward(features) : fc->forward(features);
+  }
+  at::Tensor fc_weight() const { return sparse ? sparse->to_dense() : fc->weight; }
   torch::nn::Conv2d conv{nullptr};
   torch::nn::Linear fc{nullptr};
+  nn::SparseLinear sparse{nullptr};
 };
 
 struct Case {
   std::string method, distribution;
   double alpha;
   Update update;
+  bool compressed;
 };
 
 class EveryMethod : public ::testing::TestWithParam<Case> {};
@@ -50,7 +62,7 @@ std::unique_ptr<Sparsifier> make(ConvNet& net, const Case& c) {
 
 TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
   const Case& c = GetParam();
-  ConvNet a, b;
+  ConvNet a(c.compressed), b(c.compressed);
   auto sa = make(a, c), sb = make(b, c);
   torch::optim::SGD oa(sa->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
   torch::optim::SGD ob(sb->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
@@ -63,9 +75,32 @@ TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
   for (std::size_t l = 0; l < 2; ++l) {
     EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;
     // what the layer computes with is zero exactly outside the mask
-    const at::Tensor w = l == 0 ? a.conv->weight : a.fc->weight;
+    const at::Tensor w = l == 0 ? a.conv->weight : a.fc_weight();
     EXPECT_LE(w.count_nonzero().item<std::int64_t>(), sa->weights()[l]->nnz());
     EXPECT_TRUE(w.isfinite().all().item<bool>());
+  }
+}
+
+TEST_P(EveryMethod, GoesOnFromItsArchive) {
+  const Case& c = GetParam();
+  ConvNet a(c.compressed), b(c.compressed);
+  auto sa = make(a, c), sb = make(b, c);
+  torch::optim::SGD oa(sa->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  torch::optim::SGD ob(sb->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
+  train(a, *sa, oa, 35);
+  sb->restore(sa->archive());
+  load_optimizer(ob, sb->named_parameters(), save_optimizer(oa, sa->named_parameters()));
+  {
+    const torch::NoGradGuard no_grad;
+    b.conv->bias.copy_(a.conv->bias);
+    (c.compressed ? b.sparse->bias : b.fc->bias).copy_(c.compressed ? a.sparse->bias : a.fc->bias);
+  }
+  train(a, *sa, oa, 25);
+  train(b, *sb, ob, 25);
+  EXPECT_TRUE(torch::equal(a.conv->weight, b.conv->weight));
+  EXPECT_TRUE(torch::equal(a.fc_weight(), b.fc_weight()));
+  for (std::size_t l = 0; l < 2; ++l) {
+    EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;
   }
 }
 
@@ -79,11 +114,12 @@ std::vector<Case> cases() {
     for (const char* distribution : {"uniform", "erk", "global"})
       for (const auto& [alpha, update] :
            {std::pair{1.0, Update::gradient}, {1.5, Update::gradient}, {2.3, Update::target}})
-        all.push_back({m.name, distribution, alpha, update});
+        for (const bool compressed : {false, true}) all.push_back({m.name, distribution, alpha, update, compressed});
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(Registry, EveryMethod, ::testing::ValuesIn(cases()), [](const auto& p) {
-  std::string name = p.param.method + "_" + p.param.distribution + "_" + std::to_string(p.index);
+  std::string name = p.param.method + "_" + p.param.distribution + "_" + std::to_string(p.index) +
+                     (p.param.compressed ? "_compressed" : "_masked");
   for (char& ch : name) ch = std::isalnum(static_cast<unsigned char>(ch)) != 0 ? ch : '_';
   return name;
 });

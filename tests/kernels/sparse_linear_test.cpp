@@ -110,8 +110,8 @@ struct Problem {
     RandomStream random(11, Purpose::test);
     const auto fill = [&](std::vector<T>& v, std::size_t n) {
       v.resize(n);
-      for (T& x : v)
-        x = integers ? static_cast<T>(static_cast<int>(random.below(7)) - 3) : static_cast<T>(random.normal());
+      for (T& entry : v)
+        entry = integers ? static_cast<T>(static_cast<int>(random.below(7)) - 3) : static_cast<T>(random.normal());
     };
     fill(values, positions.size());
     fill(bias, static_cast<std::size_t>(s.rows));

@@ -102,9 +102,20 @@ TEST(Trainer, LeavesTheRunDirectoryOfTheContract) {
   EXPECT_EQ(tests, 1) << "the test split is read once, at the end";
 }
 
-TEST(Trainer, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
+RunConfig small_in(const std::string& storage) {
+  std::string text = kSmall;
+  const std::string mlp = "name = \"mlp\"";
+  text.insert(text.find(mlp) + mlp.size(), "\nstorage = \"" + storage + "\"");
+  return parse_config(text, "test");
+}
+
+class Storages : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Trainer, Storages, ::testing::Values("masked", "compressed"));
+
+TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
   const TemporaryDirectory tmp;
-  run(small(), tmp.path() / "whole");
+  const RunConfig config = small_in(GetParam());
+  run(config, tmp.path() / "whole");
   const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
   const auto whole = load_latest_checkpoint(tmp.path() / "whole");
   for (const int stop_at : {1, 5, 21, 22, 43, 65}) {
@@ -113,10 +124,10 @@ TEST(Trainer, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
     TrainHooks hooks;
     hooks.stop = &stop;
     hooks.progress = [&](const Progress& p) { stop = p.step == stop_at; };
-    ASSERT_EQ(run(small(), path, hooks).outcome, Outcome::stopped);
+    ASSERT_EQ(run(config, path, hooks).outcome, Outcome::stopped);
     EXPECT_EQ(read_json(path / "summary.json")["status"], "stopped");
     torch::manual_seed(999);  // whatever the process did in between
-    ASSERT_EQ(run(small(), path).outcome, Outcome::done);
+    ASSERT_EQ(run(config, path).outcome, Outcome::done);
     EXPECT_EQ(read_file(path / "metrics.jsonl"), metrics) << stop_at;
     const auto resumed = load_latest_checkpoint(path);
     for (const auto part : {&Checkpoint::model, &Checkpoint::optimizer, &Checkpoint::sparsity}) {
@@ -129,6 +140,31 @@ TEST(Trainer, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
       }
     }
   }
+}
+
+// The same run in both storages: the same weights kept, the same accuracy to what roundings do to 66 steps.
+TEST(Trainer, CompressedRunsAreMaskedRuns) {
+  const TemporaryDirectory tmp;
+  const auto masked = run(small_in("masked"), tmp.path() / "masked");
+  const auto compressed = run(small_in("compressed"), tmp.path() / "compressed");
+  EXPECT_EQ(compressed.summary["storage"][0]["path"], "compressed");
+  EXPECT_EQ(masked.summary["storage"][0]["path"], "masked");
+  EXPECT_EQ(compressed.summary["nnz"], masked.summary["nnz"]);
+  EXPECT_NEAR(compressed.summary["test_loss"].get<double>(), masked.summary["test_loss"].get<double>(), 1e-3);
+  const auto checkpoint = load_latest_checkpoint(tmp.path() / "compressed");
+  EXPECT_EQ(checkpoint->model_metadata.at("fc1.weight.shape"), "[24, 784]");
+  // The weights of one, given to the model of the other.
+  LoadedRun loaded = load_run(tmp.path() / "masked");
+  const RunData data(loaded.config);
+  const auto evaluation = [&](const char* model, const char* weights) {
+    const LoadedRun r = load_run(tmp.path() / model);
+    SparseModel m = restore_model(r, data.input_shape(), 10, planned_clock(r.config.train, 22));
+    load_state_dict(*m.network, load_latest_checkpoint(tmp.path() / weights)->model, weights);
+    return evaluate(*m.network, data.test_batches()).loss();
+  };
+  EXPECT_NEAR(evaluation("compressed", "masked"), evaluation("masked", "masked"), 1e-6);
+  // What a dense model lacks is said.
+  EXPECT_THROW(evaluation("masked", "compressed"), Error);
 }
 
 TEST(Trainer, ALossThatIsNotFiniteEndsTheRunWithStepAndLayer) {

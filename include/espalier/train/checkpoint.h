@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
@@ -14,10 +15,11 @@ namespace espalier::train {
 
 /// All that a run needs to go on as if it had never stopped.
 struct Checkpoint {
-  std::int64_t step = 0;   ///< optimiser steps done
-  NamedTensors model;      ///< parameters and buffers, named as Python's state_dict would
-  NamedTensors optimizer;  ///< moments
-  NamedTensors sparsity;   ///< masks and what else the method keeps in tensors
+  std::int64_t step = 0;                              ///< optimiser steps done
+  NamedTensors model;                                 ///< parameters and buffers, named as Python's state_dict would
+  std::map<std::string, std::string> model_metadata;  ///< text beside the tensors of `model` in its file
+  NamedTensors optimizer;                             ///< moments
+  NamedTensors sparsity;                              ///< masks and what else the method keeps in tensors
   /// Everything that is not a tensor. Doubles come back exactly; non-finite ones as strings (number_from_json).
   nlohmann::json state = nlohmann::json::object();
   /// The step of the best checkpoint so far, itself included; set by load, ignored by save.

@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -78,6 +79,9 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
 /// Parameters and buffers by their names in Python's state_dict, and what SparseWeight::state adds: masks, and
 /// compressed rows in place of compressed weights.
 NamedTensors state_dict(const SparseModel& model);
+
+/// Text to stand in the file of these tensors: "<name>.shape" of each compressed weight, e.g. "[300, 784]".
+std::map<std::string, std::string> state_metadata(const SparseModel& model);
 
 /// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data)
 /// names the first that is not; `source` stands in the message.
