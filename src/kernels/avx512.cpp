@@ -20,6 +20,11 @@ inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm512_maskz_sq
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x); }
 
 #include "kernels/peak-inl.h"
+#define ESPALIER_HAS_SCALE 1
+inline Vec<float> times_power_of_two(Vec<float> x, Vec<float> n) {
+  return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)n);
+}
+
 #include "kernels/power-inl.h"
 #include "kernels/sparse_linear-inl.h"
 #include "kernels/update-inl.h"

@@ -24,12 +24,15 @@ inline void update(const UpdateTensors<T>& t, std::int64_t begin, std::int64_t e
       if (identity) {
         g += phi * decay;
       } else {
-        const Vec<T> factor = power(magnitude(phi));
+        const Vec<T> factor = t.power != nullptr ? e.load(t.power) : power(magnitude(phi));
         g = (g + phi * factor * decay) * (factor * alpha);
       }
       phi = step(e, phi, g);
       e.store(t.phi, phi);
-      if (!identity) e.store(t.w, phi * power(magnitude(phi)));
+      if (identity) return;
+      const Vec<T> factor = power(magnitude(phi));
+      if (t.power != nullptr) e.store(t.power, factor);
+      e.store(t.w, phi * factor);
     };
     std::int64_t i = begin;
     for (; i + kLanes<T> <= end; i += kLanes<T>) one(Entries<T, true>{i, kLanes<T>});

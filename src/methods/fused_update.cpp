@@ -7,7 +7,6 @@
 
 #include "espalier/kernels/dispatch.h"
 #include "espalier/methods/optimizer_state.h"
-#include "espalier/nn/compressed_weight.h"
 
 namespace espalier {
 namespace {
@@ -33,18 +32,15 @@ at::Tensor& ready(at::Tensor& moment, const at::Tensor& parameter) {
 
 }  // namespace
 
-bool fused_update(Optimizer& optimizer, SparseWeight& any, double decay) {
+bool fused_update(Optimizer& optimizer, SparseWeight& weight, double decay) {
   const torch::NoGradGuard no_grad;
-  auto* compressed = dynamic_cast<CompressedWeight*>(&any);
-  if (compressed == nullptr || !compressed->learns_everywhere_in_phi()) return false;
-  CompressedWeight& weight = *compressed;
   // Exactly these classes: one derived from them may do something else.
   const bool is_sgd = typeid(optimizer) == typeid(SGD), is_adam = typeid(optimizer) == typeid(Adam),
              is_adamw = typeid(optimizer) == typeid(AdamW);
   if (!is_sgd && !is_adam && !is_adamw) return false;
-  at::Tensor gradient = weight.stored_values().grad();
-  if (!gradient.defined()) return false;
-  at::Tensor parameter = weight.parameter();
+  const auto pass = weight.one_pass();
+  if (!pass) return false;
+  const at::Tensor parameter = pass->phi;
   OptimizerParamGroup* group = group_of(optimizer, parameter);
   if (group == nullptr) return false;
 
@@ -53,8 +49,9 @@ bool fused_update(Optimizer& optimizer, SparseWeight& any, double decay) {
       using T = decltype(zero);
       kernels::UpdateTensors<T> t;
       t.phi = parameter.data_ptr<T>();
-      t.w = weight.stored_values().template data_ptr<T>();
-      t.g = gradient.data_ptr<T>();
+      t.w = pass->w.data_ptr<T>();
+      t.g = pass->gradient.data_ptr<T>();
+      t.power = pass->power.defined() ? pass->power.data_ptr<T>() : nullptr;
       t.first = first.defined() ? first.data_ptr<T>() : nullptr;
       t.second = second.defined() ? second.data_ptr<T>() : nullptr;
       t.alpha = weight.reparametrisation().alpha();
@@ -107,7 +104,7 @@ bool fused_update(Optimizer& optimizer, SparseWeight& any, double decay) {
       adam(o, state_of<AdamWParamState>(optimizer, parameter));
     }
   }
-  weight.values_written();
+  weight.one_pass_done();
   return true;
 }
 

@@ -377,13 +377,14 @@ void CompressedWeight::pull(double decay) {
   }
 }
 
-bool CompressedWeight::learns_everywhere_in_phi() const {
-  return !is_virgin() && backward_.all() && !(reparametrised() && reparametrisation_.update() == Update::target);
+std::optional<SparseWeight::OnePass> CompressedWeight::one_pass() {
+  const bool target = reparametrised() && reparametrisation_.update() == Update::target;
+  if (is_virgin() || !backward_.all() || target || !values_.grad().defined()) return std::nullopt;
+  return OnePass{phi_, values_, values_.grad(), power_};
 }
 
-void CompressedWeight::values_written() {
+void CompressedWeight::one_pass_done() {
   values_.mutable_grad() = at::Tensor();
-  power_ = at::Tensor();  // of the phi before
   refresh();
 }
 

@@ -134,6 +134,14 @@ class MaskedWeight : public SparseWeight {
     push();
   }
 
+  /// Only where psi costs passes of its own: the plain network stays torch's to the bit.
+  std::optional<OnePass> one_pass() override {
+    const bool in_phi = !reparametrisation_.is_identity() && reparametrisation_.update() == Update::gradient;
+    if (!in_phi || !forward_.all() || !backward_.all() || !w_.grad().defined()) return std::nullopt;
+    return OnePass{phi_, w_, w_.grad().contiguous(), power_};
+  }
+  void one_pass_done() override { w_.mutable_grad() = at::Tensor(); }
+
   void shrink(double factor) override {
     const torch::NoGradGuard no_grad;
     phi_.mul_(factor);

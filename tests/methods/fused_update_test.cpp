@@ -17,7 +17,22 @@ struct Plain : Optimizer {
   using Optimizer::Optimizer;
 };
 
+/// The same network with dense layers, as masked storage takes them.
+struct DenseNet : torch::nn::Module {
+  explicit DenseNet(torch::Dtype type) {
+    torch::manual_seed(4);
+    for (int l = 0; l < 2; ++l) {
+      layers.push_back(register_module("fc" + std::to_string(l), torch::nn::Linear(l == 0 ? 13 : 9, l == 0 ? 9 : 4)));
+    }
+    to(type);
+  }
+  at::Tensor forward(const at::Tensor& x) { return layers[1]->forward(torch::tanh(layers[0]->forward(x))); }
+  at::Tensor weight(std::size_t l) const { return layers[l]->weight; }
+  std::vector<torch::nn::Linear> layers;
+};
+
 struct Net : torch::nn::Module {
+  at::Tensor weight(std::size_t l) const { return layers[l]->to_dense(); }
   explicit Net(torch::Dtype type) {
     torch::manual_seed(4);
     for (int l = 0; l < 2; ++l) {
@@ -36,10 +51,10 @@ struct Net : torch::nn::Module {
   std::vector<std::shared_ptr<nn::SparseLinearImpl>> layers;
 };
 
-template <class Optimizer, class Options>
-void compare(const Options& options, double alpha, const WeightDecay& decay, const char* what) {
-  Net a(torch::kDouble), b(torch::kDouble);
-  const auto sparsifier = [&](Net& net) {
+template <class Optimizer, class AnyNet, class Options>
+void compare_nets(const Options& options, double alpha, const WeightDecay& decay, const char* what) {
+  AnyNet a(torch::kDouble), b(torch::kDouble);
+  const auto sparsifier = [&](AnyNet& net) {
     return std::make_unique<Sparsifier>(net, make_method("dense"), Powerprop(alpha),
                                         SparsifierOptions().weight_decay(decay));
   };
@@ -55,7 +70,7 @@ void compare(const Options& options, double alpha, const WeightDecay& decay, con
     sb->step(plain);
     for (std::size_t l = 0; l < 2; ++l) {
       // A few roundings a step, each relative 1e-16, through slopes of order one.
-      EXPECT_TRUE(torch::allclose(a.layers[l]->to_dense(), b.layers[l]->to_dense(), 1e-12, 1e-14))
+      EXPECT_TRUE(torch::allclose(a.weight(l), b.weight(l), 1e-12, 1e-14))
           << what << " alpha " << alpha << " step " << step << " layer " << l;
     }
     if (step == 3) {  // the two share their state: go on with the other way
@@ -64,6 +79,12 @@ void compare(const Options& options, double alpha, const WeightDecay& decay, con
       sb->restore(sa->archive());
     }
   }
+}
+
+template <class Optimizer, class Options>
+void compare(const Options& options, double alpha, const WeightDecay& decay, const char* what) {
+  compare_nets<Optimizer, Net>(options, alpha, decay, what);
+  compare_nets<Optimizer, DenseNet>(options, alpha, decay, what);
 }
 
 TEST(FusedUpdate, IsTorchsOptimiser) {
@@ -98,8 +119,16 @@ TEST(FusedUpdate, LeavesWhatItCannotDo) {
   EXPECT_TRUE(fused_update(sgd, weight, 0));
   EXPECT_FALSE(weight.stored_values().grad().defined());
   EXPECT_FALSE(fused_update(sgd, weight, 0));  // consumed
-  auto masked = make_masked_weight("m", torch::ones({2, 2}), {}, 0);
-  EXPECT_FALSE(fused_update(sgd, *masked, 0));
+  for (const double alpha : {1.0, 2.0}) {      // masked: only to save what psi costs
+    auto w = torch::ones({2, 2}).set_requires_grad(true);
+    auto masked = make_masked_weight("m", w, Powerprop(alpha), 0);
+    torch::optim::SGD other({masked->parameter()}, 0.1);
+    w.mutable_grad() = torch::ones({2, 2});
+    EXPECT_EQ(fused_update(other, *masked, 0), alpha > 1);
+    w.mutable_grad() = torch::ones({2, 2});
+    masked->rewire({torch::tensor({1}, torch::kInt64), {}, {}, {}});
+    EXPECT_FALSE(fused_update(other, *masked, 0));
+  }
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ struct UpdateTensors {
   const T* g;  ///< gradient of w
   T* first;    ///< momentum buffer, or the first moment
   T* second;   ///< the second moment (Adam)
+  T* power;    ///< null, or |phi|^(alpha-1) of the phi before: read in place of computing it, and written anew
   double alpha = 1;
   double decay_w = 0;  ///< decay * w is added to the gradient of w
 };

@@ -47,10 +47,6 @@ class CompressedWeight : public SparseWeight {
   std::shared_ptr<const kernels::Compressed> matrix();
   const at::Tensor& forward_values();
 
-  // For an optimiser's step in one pass (methods/fused_update.h) in place of pull, step and settle:
-  bool learns_everywhere_in_phi() const;  ///< no frozen entries, and the optimiser is given phi
-  void values_written();                  ///< parameter and w have been written: refresh, consume the gradient
-
   const char* storage() const override { return "compressed"; }
   std::int64_t nnz() const override;
   at::Tensor active() const override;
@@ -65,6 +61,8 @@ class CompressedWeight : public SparseWeight {
   void pull(double decay) override;
   void settle() override;
   void shrink(double factor) override;
+  std::optional<OnePass> one_pass() override;
+  void one_pass_done() override;
   std::optional<TopologyChange> take_change() override;
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override;
 

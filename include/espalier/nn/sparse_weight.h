@@ -79,6 +79,17 @@ class SparseWeight {
   virtual void settle() = 0;
   /// phi <- factor phi on M_b, w follows (decoupled weight decay in a space that the optimiser does not see).
   virtual void shrink(double factor) = 0;
+  /// For an optimiser's step in one pass in place of pull, step and settle: what that pass reads and writes, or nothing
+  /// where it cannot be done so (frozen entries, masks, Update::target, no gradient). All tensors are contiguous and of
+  /// one size. `one_pass_done` must follow.
+  struct OnePass {
+    at::Tensor phi;       ///< the parameter
+    at::Tensor w;         ///< to become psi(phi); the same tensor as phi with the identity
+    at::Tensor gradient;  ///< of w
+    at::Tensor power;     ///< |phi|^(alpha-1), to be kept up to date; undefined where it is not kept
+  };
+  virtual std::optional<OnePass> one_pass() { return std::nullopt; }
+  virtual void one_pass_done() {}
   /// The topology change since the last call, if any.
   virtual std::optional<TopologyChange> take_change() = 0;
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
