@@ -156,11 +156,12 @@ int run(const Arguments& a, Context& context) {
           if (!a.json) context.console.progress(fmt::format("{} batch {} sparsity {:g}", shape.text, batch, sparsity));
         }
         if (a.sparsities.size() > 1 && a.level != "step") {
+          const auto crossing = bench::break_even(alike, "step");
           even.push_back({{"shape", shape.text},
                           {"batch", batch},
                           {"threads", t},
                           {"pass", "step"},
-                          {"break_even_sparsity", bench::break_even(alike, "step")}});
+                          {"break_even_sparsity", crossing ? Json(*crossing) : Json()}});
         }
         rows.insert(rows.end(), alike.begin(), alike.end());
       }
@@ -181,6 +182,7 @@ int run(const Arguments& a, Context& context) {
   } else {
     print_table(rows, context);
     for (const auto& e : even) {
+      if (e["break_even_sparsity"].is_null()) continue;
       context.console.print(fmt::format("break-even of the step, {} batch {} threads {}: {:.0f} % sparsity\n",
                                         e["shape"].get<std::string>(), e["batch"].get<std::int64_t>(),
                                         e["threads"].get<int>(), 100 * e["break_even_sparsity"].get<double>()));

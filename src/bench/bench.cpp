@@ -74,19 +74,18 @@ double peak_flops(int threads) {
   return 2 * static_cast<double>(done) / (timing.median * 1e-6);
 }
 
-double break_even(const std::vector<Row>& rows, const std::string& pass) {
+std::optional<double> break_even(const std::vector<Row>& rows, const std::string& pass) {
   std::vector<std::pair<double, double>> points;  // sparsity, speed-up
   for (const Row& r : rows)
     if (r.pass == pass) points.emplace_back(r.sparsity, r.speedup());
   std::sort(points.begin(), points.end());
-  if (points.empty() || points.back().second < 1) return 1;
-  // From the densest side: the last place where the sparse path is still slower.
+  // From the sparsest side: the last place where the sparse path is still slower.
   for (std::size_t i = points.size(); i-- > 1;) {
     const auto [s0, v0] = points[i - 1];
     const auto [s1, v1] = points[i];
     if (v0 < 1 && v1 >= 1) return s0 + (1 - v0) / (v1 - v0) * (s1 - s0);
   }
-  return points.front().second >= 1 ? points.front().first : 1;
+  return std::nullopt;
 }
 
 }  // namespace espalier::bench

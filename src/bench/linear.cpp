@@ -191,6 +191,11 @@ std::vector<Row> bench_linear_layer(const LinearCase& c, double seconds, std::ui
   const double error = error_share(p.layer->forward(p.x), p.x, p.dense.t());
   at::Tensor csr;
   {
+    // LibTorch calls its CSR tensors beta, on standard error, in every process.
+    struct : c10::WarningHandler {
+      void process(const c10::SourceLocation&, const std::string&, bool) override {}
+    } quiet;
+    const c10::Warning::WarningHandlerGuard guard(&quiet);
     const torch::NoGradGuard no_grad;
     csr = p.dense.to_sparse_csr();
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -72,7 +73,7 @@ struct StepCase {
 std::vector<Row> bench_step(const StepCase& c, double seconds, std::uint64_t seed);
 
 /// The sparsity at which `pass` of these rows, alike in all else, crosses a speed-up of one: between the two nearest by
-/// straight line; 0 or 1 where none crosses.
-double break_even(const std::vector<Row>& rows, const std::string& pass);
+/// straight line. Nothing where it crosses nowhere among them.
+std::optional<double> break_even(const std::vector<Row>& rows, const std::string& pass);
 
 }  // namespace espalier::bench
