@@ -5,16 +5,13 @@
 #include <cmath>
 #include <typeinfo>
 
-#include "espalier/kernels/dispatch.h"
 #include "espalier/methods/optimizer_state.h"
+#include "espalier/ops/update.h"
 
 namespace espalier {
 namespace {
 
 using namespace torch::optim;
-
-/// Entries that a thread takes at least.
-constexpr std::int64_t kGrain = 32768;
 
 OptimizerParamGroup* group_of(Optimizer& optimizer, const at::Tensor& parameter) {
   for (auto& group : optimizer.param_groups())
@@ -44,55 +41,26 @@ bool fused_update(Optimizer& optimizer, SparseWeight& weight, double decay) {
   OptimizerParamGroup* group = group_of(optimizer, parameter);
   if (group == nullptr) return false;
 
-  const auto with_tensors = [&](at::Tensor first, at::Tensor second, const auto& step) {
-    const auto as = [&](auto zero) {
-      using T = decltype(zero);
-      kernels::UpdateTensors<T> t;
-      t.phi = parameter.data_ptr<T>();
-      t.w = pass->w.data_ptr<T>();
-      t.g = pass->gradient.data_ptr<T>();
-      t.power = pass->power.defined() ? pass->power.data_ptr<T>() : nullptr;
-      t.first = first.defined() ? first.data_ptr<T>() : nullptr;
-      t.second = second.defined() ? second.data_ptr<T>() : nullptr;
-      t.alpha = weight.reparametrisation().alpha();
-      t.decay_w = decay;
-      at::parallel_for(0, parameter.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-        step(kernels::active().update<T>(), t, begin, end);
-      });
-    };
-    if (parameter.scalar_type() == at::kFloat)
-      as(float{});
-    else
-      as(double{});
-  };
-
+  ops::UpdateTensors tensors{
+      pass->phi, pass->w, pass->gradient, {}, {}, pass->power, weight.reparametrisation().alpha(), decay};
   if (is_sgd) {
     const auto& o = static_cast<SGDOptions&>(group->options());
-    kernels::SgdRule rule{o.lr(), o.momentum(), o.dampening(), o.weight_decay(), o.nesterov(), false};
-    at::Tensor buffer;
+    ops::SgdRule rule{o.lr(), o.momentum(), o.dampening(), o.weight_decay(), o.nesterov(), false};
     if (o.momentum() != 0) {
       auto& state = state_of<SGDParamState>(optimizer, parameter);
       rule.first_step = !state.momentum_buffer().defined();
-      buffer = ready(state.momentum_buffer(), parameter);
+      tensors.first = ready(state.momentum_buffer(), parameter);
     }
-    with_tensors(buffer, {}, [&](const auto& k, const auto& t, std::int64_t begin, std::int64_t end) {
-      k.sgd(t, rule, begin, end);
-    });
+    ops::update(tensors, rule);
   } else {
     const auto adam = [&](const auto& o, auto& state) {
       state.step(state.step() + 1);
       const auto steps = static_cast<double>(state.step());
-      const kernels::AdamRule rule{o.lr(),
-                                   std::get<0>(o.betas()),
-                                   std::get<1>(o.betas()),
-                                   o.eps(),
-                                   o.weight_decay(),
-                                   1 - std::pow(std::get<0>(o.betas()), steps),
-                                   1 - std::pow(std::get<1>(o.betas()), steps),
-                                   is_adamw};
-      with_tensors(
-          ready(state.exp_avg(), parameter), ready(state.exp_avg_sq(), parameter),
-          [&](const auto& k, const auto& t, std::int64_t begin, std::int64_t end) { k.adam(t, rule, begin, end); });
+      tensors.first = ready(state.exp_avg(), parameter);
+      tensors.second = ready(state.exp_avg_sq(), parameter);
+      const auto [beta1, beta2] = o.betas();
+      ops::update(tensors, ops::AdamRule{o.lr(), beta1, beta2, o.eps(), o.weight_decay(), 1 - std::pow(beta1, steps),
+                                         1 - std::pow(beta2, steps), is_adamw});
     };
     if (is_adam) {
       const auto& o = static_cast<AdamOptions&>(group->options());
