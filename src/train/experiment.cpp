@@ -4,8 +4,10 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <unordered_set>
 
 #include "espalier/core/error.h"
+#include "espalier/core/log.h"
 
 namespace espalier::train {
 namespace {
@@ -154,16 +156,22 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config,
 }
 
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
-                              const Clock& clock) {
+                              const Clock& clock, const nn::Compress& given) {
   const auto seed = static_cast<std::uint64_t>(config.run.seed);
   SparseModel model;
-  const auto compressed = [&](const std::string& layer) {
-    if (config.model.storage != "compressed") return false;
-    const auto& dense = config.sparsity.dense_layers;
-    return std::none_of(dense.begin(), dense.end(), [&](const std::string& pattern) {
-      return matches(pattern, layer) || matches(pattern, layer + ".weight");
-    });
-  };
+  nn::Compress compressed = given;
+  if (!compressed && config.model.storage == "auto") {
+    model.choices = choose_storage(config, input, classes);
+    if (!model.choices.empty()) log_info(to_text(model.choices));
+    compressed = compressed_layers(model.choices);
+  } else if (!compressed) {
+    compressed = [&](const std::string& layer) {
+      const auto& dense = config.sparsity.dense_layers;
+      return config.model.storage == "compressed" && std::none_of(dense.begin(), dense.end(), [&](const auto& pattern) {
+               return matches(pattern, layer) || matches(pattern, layer + ".weight");
+             });
+    };
+  }
   model.network = nn::make_model(config.model, input, classes, seed, compressed);
   const SparsifierOptions options = SparsifierOptions()
                                         .sparsity(config.sparsity.sparsity)
@@ -176,6 +184,17 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
   model.sparsifier =
       std::make_unique<Sparsifier>(*model.network, config.method.make(), reparametrisation(config), options);
   return model;
+}
+
+nn::Compress stored_compressed(const NamedTensors& sparsity) {
+  const std::string ending = ".weight.crow_indices";
+  std::unordered_set<std::string> layers;
+  for (const auto& [name, tensor] : sparsity) {
+    if (name.size() > ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0) {
+      layers.insert(name.substr(0, name.size() - ending.size()));
+    }
+  }
+  return [layers = std::move(layers)](const std::string& layer) { return layers.count(layer) != 0; };
 }
 
 NamedTensors state_dict(const SparseModel& model) {
@@ -240,7 +259,7 @@ LoadedRun load_run(const fs::path& path, bool best) {
 }
 
 SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std::int64_t classes, const Clock& clock) {
-  SparseModel model = make_sparse_model(run.config, input, classes, clock);
+  SparseModel model = make_sparse_model(run.config, input, classes, clock, stored_compressed(run.checkpoint.sparsity));
   load_state_dict(*model.network, run.checkpoint.model, (run.directory / "checkpoints").string());
   model.sparsifier->restore(run.checkpoint.sparsity);
   return model;

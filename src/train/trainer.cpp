@@ -52,9 +52,11 @@ class Run {
         data_(config),
         batches_(data_.train_batches()),
         clock_(planned_clock(config.train, batches_.batches_per_epoch())),
-        model_(make_sparse_model(config, data_.input_shape(), data_.dataset().num_classes(), clock_)),
-        optimizer_(make_optimizer(config, *model_.sparsifier)),
-        store_(directory.path(), config.checkpoint.keep) {
+        store_(directory.path(), config.checkpoint.keep),
+        start_(store_.load_latest()),
+        model_(make_sparse_model(config, data_.input_shape(), data_.dataset().num_classes(), clock_,
+                                 start_ ? stored_compressed(start_->sparsity) : nn::Compress())),
+        optimizer_(make_optimizer(config, *model_.sparsifier)) {
     // Dropout draws from LibTorch's own generator: seeded here, its state is part of every checkpoint.
     torch::manual_seed(static_cast<std::uint64_t>(config.run.seed));
   }
@@ -70,7 +72,7 @@ class Run {
 
  private:
   void resume_or_start() {
-    auto checkpoint = store_.load_latest();
+    const auto checkpoint = std::exchange(start_, std::nullopt);
     if (!checkpoint) {
       metrics_ = std::make_unique<MetricsWriter>(directory_.metrics());
       timing_ = std::make_unique<MetricsWriter>(directory_.timing());
@@ -252,6 +254,11 @@ class Run {
       macs += l.macs;
       macs_dense += l.macs_dense;
       layers.push_back({{"name", l.name}, {"path", l.storage}, {"shape", l.shape}, {"nnz", l.nnz}, {"macs", l.macs}});
+      for (const LayerChoice& c : model_.choices) {
+        if (c.layer + ".weight" != l.name) continue;
+        layers.back()["dense_us"] = c.dense_us;
+        layers.back()["compressed_us"] = c.compressed_us;
+      }
     }
     for (const auto& p : model_.network->parameters()) parameters += p.numel();
     Json s;
@@ -344,9 +351,10 @@ class Run {
   RunData data_;
   data::Loader batches_;
   Clock clock_;
+  CheckpointStore store_;
+  std::optional<Checkpoint> start_;  // where the run goes on from
   SparseModel model_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
-  CheckpointStore store_;
   std::unique_ptr<MetricsWriter> metrics_, timing_;
   std::int64_t step_ = 0;
   Running running_;

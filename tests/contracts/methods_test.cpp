@@ -40,6 +40,8 @@ struct Case {
   bool compressed;
 };
 
+void PrintTo(const Case& c, std::ostream* out) { *out << c.method << ", " << c.distribution << ", alpha " << c.alpha; }
+
 class EveryMethod : public ::testing::TestWithParam<Case> {};
 
 void train(ConvNet& net, Sparsifier& s, torch::optim::Optimizer& o, int steps) {

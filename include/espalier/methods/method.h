@@ -32,6 +32,9 @@ class Method {
   /// for).
   virtual void check(const MethodContext&) const {}
 
+  /// Whether `prepare` leaves the weights as sparse as they will be: then compressed storage pays from the first step.
+  virtual bool sparse_from_start() const { return false; }
+
   /// Before step 0: the initial masks.
   virtual void prepare(const MethodContext&) {}
 

@@ -9,6 +9,7 @@ namespace espalier {
 class StaticRandom : public Method {
  public:
   void check(const MethodContext& context) const override;
+  bool sparse_from_start() const override { return true; }
   void prepare(const MethodContext& context) override;
 };
 

@@ -14,6 +14,7 @@
 #include "espalier/nn/network.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/run_config.h"
+#include "espalier/train/storage_choice.h"
 
 namespace espalier::train {
 
@@ -72,9 +73,14 @@ WeightDecay sparsifier_decay(const RunConfig& config);
 struct SparseModel {
   std::shared_ptr<nn::Network> network;
   std::unique_ptr<Sparsifier> sparsifier;
+  std::vector<LayerChoice> choices;  ///< what was measured for storage = "auto"
 };
+/// `compressed`, where given, overrides model.storage: what a checkpoint holds.
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
-                              const Clock& clock);
+                              const Clock& clock, const nn::Compress& compressed = {});
+
+/// The layers whose weights these tensors (Checkpoint::sparsity) hold compressed.
+nn::Compress stored_compressed(const NamedTensors& sparsity);
 
 /// Parameters and buffers by their names in Python's state_dict, and what SparseWeight::state adds: masks, and
 /// compressed rows in place of compressed weights.

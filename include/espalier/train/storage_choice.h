@@ -1,0 +1,34 @@
+/// model.storage = "auto": each linear layer is timed once in both storages, and the faster one is taken.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "espalier/nn/models.h"
+#include "espalier/train/run_config.h"
+
+namespace espalier::train {
+
+struct LayerChoice {
+  std::string layer;  ///< "fc1"
+  std::int64_t in = 0, out = 0;
+  std::int64_t nnz = 0;  ///< what the distribution gives it; the share of all layers for "global"
+  bool compressed = false;
+  double dense_us = 0, compressed_us = 0;  ///< forward and backward of a batch; 0: not measured
+};
+
+/// The linear layers of the model, but for the dense_layers. Only a method that is sparse from the start is measured: a
+/// network that is dense first would be slower compressed, so it stays masked. Measurements are kept in
+/// $XDG_CACHE_HOME/espalier/storage.json (or ~/.cache), by CPU, instruction set, threads, version, shape, entries and
+/// batch; where it cannot be read or written, they are made again.
+std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes);
+
+/// The choice as make_model takes it.
+nn::Compress compressed_layers(const std::vector<LayerChoice>& choices);
+
+/// A table for the log, a layer a line.
+std::string to_text(const std::vector<LayerChoice>& choices);
+
+}  // namespace espalier::train

@@ -1,0 +1,110 @@
+#include "espalier/train/storage_choice.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "espalier/train/durable_file.h"
+#include "espalier/train/experiment.h"
+#include "espalier/train/json.h"
+#include "train/temporary_directory.h"
+
+namespace espalier::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The cache in a folder of its own.
+class StorageChoice : public ::testing::Test {
+ protected:
+  StorageChoice() {
+    if (const char* old = std::getenv("XDG_CACHE_HOME")) before_ = old;
+    setenv("XDG_CACHE_HOME", tmp_.path().c_str(), 1);
+  }
+  ~StorageChoice() override {
+    if (before_)
+      setenv("XDG_CACHE_HOME", before_->c_str(), 1);
+    else
+      unsetenv("XDG_CACHE_HOME");
+  }
+  fs::path cache() const { return tmp_.path() / "espalier" / "storage.json"; }
+
+  static RunConfig config(const std::string& method, const std::string& more = "") {
+    return parse_config("[data]\nname = \"glyphs\"\n[model]\nname = \"lenet-300-100\"\n[method]\nname = \"" + method +
+                            "\"\n[sparsity]\nsparsity = 0.9\n" + more,
+                        "test");
+  }
+
+  espalier::testing::TemporaryDirectory tmp_;
+  std::optional<std::string> before_;
+};
+
+TEST_F(StorageChoice, MeasuresEachLinearLayerOnceAndTakesTheFaster) {
+  const auto first = choose_storage(config("static-random"), {1, 28, 28}, 10);
+  ASSERT_EQ(first.size(), 3u);
+  EXPECT_EQ(first[0].layer, "fc1");
+  EXPECT_EQ(first[0].in, 784);
+  EXPECT_EQ(first[0].out, 300);
+  EXPECT_EQ(first[0].nnz, 23520);
+  for (const auto& c : first) {
+    EXPECT_GT(c.dense_us, 0);
+    EXPECT_GT(c.compressed_us, 0);
+    EXPECT_EQ(c.compressed, c.compressed_us < c.dense_us);
+  }
+  const auto again = choose_storage(config("static-random"), {1, 28, 28}, 10);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(again[i].dense_us, first[i].dense_us) << "measured twice";
+  // What the file says is what counts.
+  Json entries = read_json(cache());
+  ASSERT_EQ(entries.size(), 3u);
+  bool slower = false;
+  for (auto& entry : entries) {
+    entry = {slower ? 1.0 : 2.0, slower ? 2.0 : 1.0};
+    slower = !slower;
+  }
+  write_file_atomically(cache(), to_json_text(entries));
+  int compressed = 0;
+  for (const auto& c : choose_storage(config("static-random"), {1, 28, 28}, 10)) compressed += c.compressed;
+  EXPECT_EQ(compressed, 2);
+}
+
+TEST_F(StorageChoice, ADamagedCacheIsMeasuredAgain) {
+  fs::create_directories(cache().parent_path());
+  for (const char* content : {"not json", "[1]", "{}"}) {
+    write_file_atomically(cache(), content);
+    EXPECT_EQ(choose_storage(config("static-random"), {1, 28, 28}, 10).size(), 3u) << content;
+  }
+  EXPECT_EQ(read_json(cache()).size(), 3u);
+}
+
+TEST_F(StorageChoice, LeavesOutWhatIsOrStartsDense) {
+  EXPECT_TRUE(choose_storage(config("gradual-magnitude"), {1, 28, 28}, 10).empty());
+  const auto choices = choose_storage(config("static-random", "dense_layers = [\"fc3\"]\n"), {1, 28, 28}, 10);
+  ASSERT_EQ(choices.size(), 2u);
+  EXPECT_EQ(choices[1].layer, "fc2");
+}
+
+TEST_F(StorageChoice, DrawsFromNoGeneratorOfTheRun) {
+  torch::manual_seed(5);
+  const auto expected = torch::rand({4});
+  torch::manual_seed(5);
+  choose_storage(config("static-random"), {1, 28, 28}, 10);
+  EXPECT_TRUE(torch::equal(torch::rand({4}), expected));
+}
+
+TEST_F(StorageChoice, ACheckpointDecidesOverTheCache) {
+  const auto c = config("static-random");
+  const auto all = [](const std::string&) { return true; };
+  SparseModel model = make_sparse_model(c, {1, 28, 28}, 10, {0, 100, 10}, all);
+  for (const auto& w : model.sparsifier->weights()) EXPECT_STREQ(w->storage(), "compressed");
+  const auto stored = stored_compressed(model.sparsifier->archive());
+  EXPECT_TRUE(stored("fc1") && stored("fc3"));
+  EXPECT_FALSE(stored("fc4"));
+  SparseModel none = make_sparse_model(c, {1, 28, 28}, 10, {0, 100, 10}, [](const std::string&) { return false; });
+  EXPECT_FALSE(stored_compressed(none.sparsifier->archive())("fc1"));
+  for (const auto& w : none.sparsifier->weights()) EXPECT_STREQ(w->storage(), "masked");
+}
+
+}  // namespace
+}  // namespace espalier::train
