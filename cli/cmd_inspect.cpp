@@ -111,7 +111,8 @@ std::string table_of(const Json& rows) {
       return r.contains(key) ? fmt::format(fmt::runtime(form), r.at(key).get<double>()) : std::string("-");
     };
     table.push_back(
-        {r.at("name"), r.at("type"), shape_text(r.at("shape").get<std::vector<std::int64_t>>()), fmt::format("{}", nnz),
+        {r.at("name"), r.at("type").get<std::string>() + (r.contains("storage") ? ", compressed" : ""),
+         shape_text(r.at("shape").get<std::vector<std::int64_t>>()), fmt::format("{}", nnz),
          elements == 0 ? "-" : fmt::format("{:.4f}", static_cast<double>(nnz) / static_cast<double>(elements)),
          number("near_zero", "{:.4f}"), number("mean_abs", "{:.3g}"), number("max_abs", "{:.3g}"),
          fmt::format("{}", r.at("bytes").get<std::int64_t>())});
