@@ -1,4 +1,4 @@
-// Compressed storage against masked storage: the same operations on both must leave the same values, bit for bit.
+// Compressed storage against masked storage: the same operations on both must leave the same values.
 #include "espalier/nn/compressed_weight.h"
 
 #include <gtest/gtest.h>
@@ -78,15 +78,22 @@ struct Twins {
     compressed->reindex_state(compressed_momentum, *compressed->take_change());
   }
 
+  /// Bit for bit; but for Update::target, whose kernel may fuse a multiplication and a subtraction where it has no mask
+  /// and cannot where it has one: one rounding of half an ulp in phi's step, 18 times, through slopes below 10.
+  bool same(const at::Tensor& a, const at::Tensor& b) const {
+    return masked->reparametrisation().update() == Update::target ? torch::allclose(a, b, 1e-13, 1e-14)
+                                                                  : torch::equal(a, b);
+  }
+
   void expect_equal(const std::string& where) {
     ASSERT_TRUE(torch::equal(masked->active(), compressed->active())) << where;
     ASSERT_EQ(masked->nnz(), compressed->nnz()) << where;
-    EXPECT_TRUE(torch::equal(masked->values(), compressed->values())) << where;
-    EXPECT_TRUE(torch::equal(masked->weights(), compressed->weights())) << where;
+    EXPECT_TRUE(same(masked->values(), compressed->values())) << where;
+    EXPECT_TRUE(same(masked->weights(), compressed->weights())) << where;
     EXPECT_TRUE(torch::equal(masked->trainable(), compressed->trainable())) << where;
     if (!masked_momentum.defined()) return;
     const at::Tensor of_masked = masked_momentum.view({-1}).index_select(0, masked->active());
-    EXPECT_TRUE(torch::equal(of_masked, compressed_momentum.index_select(0, canonical_places()))) << where;
+    EXPECT_TRUE(same(of_masked, compressed_momentum.index_select(0, canonical_places()))) << where;
   }
 
   at::Tensor w, masked_momentum, compressed_momentum;
