@@ -11,17 +11,10 @@
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/kernels/dispatch.h"
+#include "kernels/runnable.h"
 
 namespace espalier::kernels {
 namespace {
-
-/// Every table this CPU runs: each test below goes through all of them.
-std::vector<const Table*> runnable() {
-  std::vector<const Table*> tables;
-  for (const Table* t : compiled())
-    if (t->runs_here()) tables.push_back(t);
-  return tables;
-}
 
 // Powers of numbers worked out by hand: sign, value and derivative (alpha |phi|^(alpha-1)).
 struct Known {

@@ -11,16 +11,10 @@
 
 #include "espalier/core/random.h"
 #include "espalier/kernels/dispatch.h"
+#include "kernels/runnable.h"
 
 namespace espalier::kernels {
 namespace {
-
-std::vector<const Table*> runnable() {
-  std::vector<const Table*> tables;
-  for (const Table* t : compiled())
-    if (t->runs_here()) tables.push_back(t);
-  return tables;
-}
 
 struct Shape {
   std::int64_t rows, columns;
