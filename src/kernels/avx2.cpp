@@ -18,10 +18,7 @@ constexpr int kVectorBytes = 32;
 inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm256_sqrt_ps((__m256)x); }
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm256_sqrt_pd((__m256d)x); }
 
-#include "kernels/peak-inl.h"
-#include "kernels/power-inl.h"
-#include "kernels/sparse_linear-inl.h"
-#include "kernels/update-inl.h"
+#include "kernels/table-inl.h"
 
 bool runs_here() {
   return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
@@ -30,14 +27,6 @@ bool runs_here() {
 
 }  // namespace
 
-const Table k_avx2_table = {"avx2",
-                            &runs_here,
-                            power_kernels<float>(),
-                            power_kernels<double>(),
-                            sparse_linear_kernels<float>(),
-                            sparse_linear_kernels<double>(),
-                            update_kernels<float>(),
-                            update_kernels<double>(),
-                            &multiply_adds<float>};
+const Table k_avx2_table = make_table("avx2", &runs_here);
 
 }  // namespace espalier::kernels

@@ -19,15 +19,12 @@ constexpr int kVectorBytes = 64;
 inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x); }
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)x); }
 
-#include "kernels/peak-inl.h"
 #define ESPALIER_HAS_SCALE 1
 inline Vec<float> times_power_of_two(Vec<float> x, Vec<float> n) {
   return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)n);
 }
 
-#include "kernels/power-inl.h"
-#include "kernels/sparse_linear-inl.h"
-#include "kernels/update-inl.h"
+#include "kernels/table-inl.h"
 
 bool runs_here() {
   return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
@@ -36,14 +33,6 @@ bool runs_here() {
 
 }  // namespace
 
-const Table k_avx512_table = {"avx512",
-                              &runs_here,
-                              power_kernels<float>(),
-                              power_kernels<double>(),
-                              sparse_linear_kernels<float>(),
-                              sparse_linear_kernels<double>(),
-                              update_kernels<float>(),
-                              update_kernels<double>(),
-                              &multiply_adds<float>};
+const Table k_avx512_table = make_table("avx512", &runs_here);
 
 }  // namespace espalier::kernels

@@ -22,23 +22,12 @@ inline V roots(V x) {
 inline Vec<float> square_root(Vec<float> x) { return roots(x); }
 inline Vec<double> square_root(Vec<double> x) { return roots(x); }
 
-#include "kernels/peak-inl.h"
-#include "kernels/power-inl.h"
-#include "kernels/sparse_linear-inl.h"
-#include "kernels/update-inl.h"
+#include "kernels/table-inl.h"
 
 bool runs_here() { return true; }
 
 }  // namespace
 
-const Table k_scalar_table = {"scalar",
-                              &runs_here,
-                              power_kernels<float>(),
-                              power_kernels<double>(),
-                              sparse_linear_kernels<float>(),
-                              sparse_linear_kernels<double>(),
-                              update_kernels<float>(),
-                              update_kernels<double>(),
-                              &multiply_adds<float>};
+const Table k_scalar_table = make_table("scalar", &runs_here);
 
 }  // namespace espalier::kernels

@@ -93,8 +93,9 @@ at::Tensor CompressedWeight::draw(const std::vector<std::int64_t>& positions) co
 
 std::vector<std::uint32_t> CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
   const auto nnz = static_cast<std::int64_t>(positions.size());
-  ESPALIER_CHECK(nnz < (std::int64_t{1} << 32), ErrorKind::usage,
-                 "{}: {} entries; compressed storage holds fewer than 2^32 a layer", name(), nnz);
+  constexpr std::int64_t kMost = (std::int64_t{1} << 32) - 4096;  // places are 32 bits, and kernels look a little ahead
+  ESPALIER_CHECK(nnz <= kMost, ErrorKind::usage, "{}: {} entries; compressed storage holds at most {} a layer", name(),
+                 nnz, kMost);
   auto matrix = std::make_shared<kernels::Compressed>();
   std::vector<std::uint32_t> place;
   *matrix = kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());

@@ -25,6 +25,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// Weights of a layer beyond which a dense one is not even built to be timed: 1 GiB, and as much for its gradient.
+constexpr std::int64_t kLargestDense = std::int64_t{1} << 28;
 constexpr int kSamples = 5;
 constexpr double kSampleMicroseconds = 1000;
 
@@ -151,6 +153,10 @@ std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::Input
   for (std::size_t i = 0; i < choices.size(); ++i) {
     LayerChoice& c = choices[i];
     c.nnz = budgets[place[i]];
+    if (c.in > kLargestDense / c.out) {
+      c.compressed = true;
+      continue;
+    }
     const std::string key = key_of(c, config.train.batch_size);
     const auto known = cache.find(key);
     if (known != cache.end() && known->is_array() && known->size() == 2 && (*known)[0].is_number() &&
@@ -178,6 +184,12 @@ nn::Compress compressed_layers(const std::vector<LayerChoice>& choices) {
 std::string to_text(const std::vector<LayerChoice>& choices) {
   std::string text;
   for (const auto& c : choices) {
+    if (c.dense_us == 0) {
+      text += fmt::format("{}storage of {} ({}x{}): compressed; a dense weight would take {:.1f} GB",
+                          text.empty() ? "" : "\n", c.layer, c.in, c.out,
+                          4e-9 * static_cast<double>(c.in) * static_cast<double>(c.out));
+      continue;
+    }
     text += fmt::format(
         "{}storage of {} ({}x{}, density {:.3g}): {}; a batch forward and backward takes {:.0f} us dense, "
         "{:.0f} us compressed",

@@ -255,7 +255,7 @@ class Run {
       macs_dense += l.macs_dense;
       layers.push_back({{"name", l.name}, {"path", l.storage}, {"shape", l.shape}, {"nnz", l.nnz}, {"macs", l.macs}});
       for (const LayerChoice& c : model_.choices) {
-        if (c.layer + ".weight" != l.name) continue;
+        if (c.layer + ".weight" != l.name || c.dense_us == 0) continue;
         layers.back()["dense_us"] = c.dense_us;
         layers.back()["compressed_us"] = c.compressed_us;
       }
@@ -298,7 +298,7 @@ class Run {
     const auto parameters = model_.network->named_parameters();
     model_.network->forward(batch.images, [&](const std::string& layer, const at::Tensor& output) {
       if (found) return;
-      for (const char* kind : {".weight", ".bias"}) {
+      for (const char* kind : {".weight", ".values", ".bias"}) {
         const at::Tensor* p = parameters.find(layer + kind);
         if (p == nullptr || p->isfinite().all().item<bool>()) continue;
         place = fmt::format("{}{} ({} of {} values)", layer, kind,

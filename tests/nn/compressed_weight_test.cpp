@@ -324,6 +324,16 @@ TEST(SparseLinear, WorksWithAnyOptimiserAndWithoutASparsifier) {
   EXPECT_TRUE(torch::allclose(layer->to_dense(), dense->weight, 1e-5, 1e-6));
 }
 
+TEST(SparseLinear, AnEmptyBatchGivesZeroGradients) {
+  nn::SparseLinear layer(8, 3);
+  layer->weight()->from_dense(torch::ones({3, 8}));
+  const auto y = layer->forward(torch::zeros({0, 8}));
+  EXPECT_EQ(y.sizes(), (std::vector<std::int64_t>{0, 3}));
+  y.sum().backward();
+  EXPECT_TRUE(torch::equal(layer->weight()->stored_values().grad(), torch::zeros({24})));
+  EXPECT_TRUE(torch::equal(layer->bias.grad(), torch::zeros({3})));
+}
+
 TEST(SparseLinear, SaysWhatDoesNotFit) {
   nn::SparseLinear layer(8, 3);
   EXPECT_THROW(layer->forward(torch::zeros({2, 7})), Error);

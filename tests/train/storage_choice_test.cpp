@@ -85,6 +85,19 @@ TEST_F(StorageChoice, LeavesOutWhatIsOrStartsDense) {
   EXPECT_EQ(choices[1].layer, "fc2");
 }
 
+TEST_F(StorageChoice, DoesNotBuildADenseWeightThatWouldFillTheMemory) {
+  RunConfig wide = config("static-random");
+  wide.model.name = "mlp";
+  wide.model.widths = {400000, 400000};
+  wide.sparsity.sparsity = 0.999999;
+  const auto choices = choose_storage(wide, {1, 28, 28}, 10);
+  ASSERT_EQ(choices.size(), 3u);
+  EXPECT_TRUE(choices[0].compressed && choices[1].compressed);
+  EXPECT_EQ(choices[1].dense_us, 0);
+  EXPECT_GT(choices[2].dense_us, 0);
+  EXPECT_NE(to_text(choices).find("a dense weight would take 640.0 GB"), std::string::npos) << to_text(choices);
+}
+
 TEST_F(StorageChoice, DrawsFromNoGeneratorOfTheRun) {
   torch::manual_seed(5);
   const auto expected = torch::rand({4});

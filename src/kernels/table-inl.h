@@ -1,0 +1,18 @@
+// All kernels of an instruction set, and its table: included once by each file after vector-inl.h and its own
+// square_root (and times_power_of_two, where it has one).
+#include "kernels/peak-inl.h"
+#include "kernels/power-inl.h"
+#include "kernels/sparse_linear-inl.h"
+#include "kernels/update-inl.h"
+
+constexpr Table make_table(const char* isa, bool (*runs_here)()) {
+  return {isa,
+          runs_here,
+          power_kernels<float>(),
+          power_kernels<double>(),
+          sparse_linear_kernels<float>(),
+          sparse_linear_kernels<double>(),
+          update_kernels<float>(),
+          update_kernels<double>(),
+          &multiply_adds<float>};
+}
