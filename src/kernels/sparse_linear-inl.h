@@ -104,13 +104,13 @@ void sparse_forward(const CompressedSide& side, const T* values, const T* bias, 
 }
 
 /// Dot products as vectors of partial sums, waiting to be summed across lanes a vector's worth at a time: cheaper than
-/// one by one, and no tails at the ends of columns.
-template <class T>
+/// one by one, and no tails at the ends of columns. `segment` dots may be added between two calls of flush_full.
+template <class T, int segment>
 class PendingDots {
  public:
   PendingDots(T* to, bool accumulate) : to_(to), accumulate_(accumulate) {}
 
-  static constexpr int kSegment = 128;  // dots that may be added between two calls of flush_full
+  static constexpr int kSegment = segment;
 
   Vec<T>* next() { return dots_ + count_; }
   void added(int n) { count_ += n; }
@@ -157,7 +157,7 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
     const std::uint32_t last = side.segment(block, chunk_end)->entry;
-    PendingDots<T> dots(dvalues + k, accumulate);
+    PendingDots<T, 128> dots(dvalues + k, accumulate);
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
       const std::uint16_t* column = side.outer_index.data() + segment->line;
@@ -173,7 +173,7 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
             if constexpr (input_gradient) sum[v] = block > 0 ? load(dx + c * lanes + v * kLanes<T>) : Vec<T>{};
           }
           for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
-            const std::uint32_t end = std::min(line_end, k + PendingDots<T>::kSegment);
+            const std::uint32_t end = std::min(line_end, k + PendingDots<T, 128>::kSegment);
             Vec<T>* dot = dots.next();
             dots.added(static_cast<int>(end - k));
             for (; k < end; ++k) {

@@ -2,6 +2,7 @@
 // square_root (and times_power_of_two, where it has one).
 #include "kernels/peak-inl.h"
 #include "kernels/power-inl.h"
+#include "kernels/sparse_conv-inl.h"
 #include "kernels/sparse_linear-inl.h"
 #include "kernels/update-inl.h"
 
@@ -12,6 +13,8 @@ constexpr Table make_table(const char* isa, bool (*runs_here)()) {
           power_kernels<double>(),
           sparse_linear_kernels<float>(),
           sparse_linear_kernels<double>(),
+          sparse_conv_kernels<float>(),
+          sparse_conv_kernels<double>(),
           update_kernels<float>(),
           update_kernels<double>(),
           &multiply_adds<float>};

@@ -10,6 +10,7 @@
 /// Values, gradients and optimiser state live in the order of the backward side, the canonical one.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -31,12 +32,12 @@ struct CompressedSide {
   std::vector<Segment> segments;           ///< [blocks x chunks + 1], block-major
   std::vector<Run> runs;                   ///< of all segments
   std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line.
-  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line
+  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line. Empty on the
+                                           ///< backward side of a convolution, which reads by offsets (ConvOffsets)
   std::vector<std::int64_t> work;          ///< [chunks + 1] cost of all chunks before, in entries: for sharing out
 
   std::int64_t blocks() const { return (inner + block - 1) / block; }
   std::int64_t chunks() const { return (outer + chunk - 1) / chunk; }
-  std::int64_t nnz() const { return static_cast<std::int64_t>(inner_index.size()); }
   const Segment* segment(std::int64_t b, std::int64_t c) const {
     return &segments[static_cast<std::size_t>(b * chunks() + c)];
   }
@@ -49,13 +50,65 @@ struct Compressed {
   std::int64_t nnz() const { return static_cast<std::int64_t>(canonical.size()); }
 };
 
+/// A convolution of images: weight [out, in / groups, kernel]. Pairs are height, width.
+struct ConvShape {
+  using Pair = std::array<std::int64_t, 2>;
+  std::int64_t in = 0, out = 0;  ///< channels, at most 65,536
+  Pair kernel = {1, 1}, stride = {1, 1}, padding = {0, 0}, dilation = {1, 1};
+  std::int64_t groups = 1;
+
+  std::int64_t taps() const { return kernel[0] * kernel[1]; }
+  std::int64_t columns() const { return in / groups * taps(); }
+  /// Output pixels along axis a of `size` input pixels; may be 0 or less.
+  std::int64_t output(int a, std::int64_t size) const {
+    const std::int64_t room = size + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
+    return room < 0 ? 0 : room / stride[a] + 1;
+  }
+  /// An input pixel s i + phase along axis a is read by tap k only where phase = phase_of(a, k), by output i + shift(a,
+  /// k).
+  std::int64_t phase_of(int a, std::int64_t k) const {
+    const std::int64_t at = (k * dilation[a] - padding[a]) % stride[a];
+    return at < 0 ? at + stride[a] : at;
+  }
+  std::int64_t shift(int a, std::int64_t k) const {
+    return (phase_of(a, k) + padding[a] - k * dilation[a]) / stride[a];
+  }
+  std::int64_t phases() const { return stride[0] * stride[1]; }
+};
+
 /// The compressed form of the entries at `positions`, flat row-major indices into rows x columns, ascending; at most
 /// 2^32 - 1. `place[i]` becomes the canonical place of positions[i]. Any number of threads gives the same result.
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads);
 
+/// The same for a convolution, rows = out, columns = in / groups x taps. A chunk of the backward side is a phase of the
+/// stride (height-major), its lines are the input channels; blocks are of output channels. A block of the forward side
+/// is of input channels of a group.
+Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz,
+                    std::vector<std::uint32_t>& place, int threads);
+
 /// The inverse: positions, ascending, and the canonical place of each.
 void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
                int threads);
+
+/// f(row, column, k) for each entry k of the forward side.
+template <class F>
+void each_entry(const Compressed& matrix, const F& f) {
+  const CompressedSide& side = matrix.forward;
+  for (std::int64_t b = 0; b < side.blocks(); ++b) {
+    for (std::int64_t c = 0; c < side.chunks(); ++c) {
+      const CompressedSide::Segment* segment = side.segment(b, c);
+      std::uint32_t line = segment->line, k = segment->entry;
+      for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
+        const CompressedSide::Run run = side.runs[r];
+        for (std::uint32_t i = 0; i < run.lines; ++i, ++line) {
+          for (const std::uint32_t end = k + run.entries; k < end; ++k) {
+            f(c * side.chunk + side.outer_index[line], b * side.block + side.inner_index[k], k);
+          }
+        }
+      }
+    }
+  }
+}
 
 }  // namespace espalier::kernels

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "espalier/kernels/power.h"
+#include "espalier/kernels/sparse_conv.h"
 #include "espalier/kernels/sparse_linear.h"
 #include "espalier/kernels/update.h"
 
@@ -18,6 +19,8 @@ struct Table {
   PowerKernels<double> power_f64;
   SparseLinearKernels<float> sparse_linear_f32;
   SparseLinearKernels<double> sparse_linear_f64;
+  SparseConvKernels<float> sparse_conv_f32;
+  SparseConvKernels<double> sparse_conv_f64;
   UpdateKernels<float> update_f32;
   UpdateKernels<double> update_f64;
   /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
@@ -36,6 +39,13 @@ struct Table {
       return sparse_linear_f32;
     else
       return sparse_linear_f64;
+  }
+  template <class T>
+  const SparseConvKernels<T>& sparse_conv() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return sparse_conv_f32;
+    else
+      return sparse_conv_f64;
   }
   template <class T>
   const UpdateKernels<T>& update() const {

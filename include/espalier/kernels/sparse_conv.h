@@ -1,0 +1,55 @@
+/// Convolutions of images with a compressed weight: y = w * x, dx = w^T * dy, dw = (dy * x) at the kept entries.
+///
+/// Images stand in groups of 16, innermost, in planes with a halo of zeros: pixel (h, w) of channel c of image s stands
+/// at group[((c plane) + (h + halo) row + (w + halo)) 16 + s]. Vectors run over images, so a pixel is one or a few
+/// vectors whatever the shape of the convolution, and a kept entry is one broadcast and a multiply-add for each pixel
+/// of a small rectangle whose sums stay in registers. Where an entry reads is one offset, in pixels, the same for all
+/// pixels: stride, padding, dilation and groups are all in it. Nothing is checked or allocated here.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "espalier/kernels/compressed.h"
+
+namespace espalier::kernels {
+
+constexpr int kImageLanes = 16;  ///< images of a group
+
+/// Pixels from one row to the next, and from one channel to the next, halo included.
+struct Planes {
+  std::int64_t row = 0, plane = 0;
+  bool operator==(const Planes& o) const { return row == o.row && plane == o.plane; }
+};
+
+/// Where entries read, in pixels, for images of one size.
+struct ConvOffsets {
+  std::vector<std::int32_t> forward;   ///< [nnz] in x, from the first input pixel of an output; order of that side
+  std::vector<std::int32_t> backward;  ///< [nnz] in dy, from the output of an input pixel's number; canonical order
+};
+ConvOffsets conv_offsets(const Compressed& weight, const ConvShape& shape, const Planes& x, const Planes& y);
+
+/// A part of a group of images.
+struct ConvPart {
+  Planes x, y;
+  std::int64_t width = 0;           ///< pixels of a row that are computed
+  std::int64_t begin = 0, end = 0;  ///< rows
+};
+
+template <class T>
+struct SparseConvKernels {
+  /// Rows [begin, end) of the output, of `width` pixels, all channels: y[o] = bias[o] + sum w[o,c,kh,kw] x[c]. bias may
+  /// be null. values: [nnz], order of the forward side. x: where the outputs of pixel (0, 0) begin to read; y: pixel
+  /// (0, 0). `stride`: of the convolution.
+  void (*forward)(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
+                  const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y);
+
+  /// Of one phase of the stride: input pixels (s i + phase), rows i of [begin, end), `width` of them in a row, all
+  /// channels: dx[c] = sum w dy, unless dx is null; dvalues[k] (+)= <dy, x> over these pixels. x, dx: pixel of i = (0,
+  /// 0) of that phase; dy: pixel (0, 0). values, dvalues: [nnz], canonical order.
+  void (*backward)(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues,
+                   bool accumulate);
+};
+
+}  // namespace espalier::kernels

@@ -1,0 +1,240 @@
+// The text of the kernels of sparse_conv.h, included once by the file of each instruction set after vector-inl.h and
+// sparse_linear-inl.h (PendingDots). What was measured stands in docs/kernels.md.
+
+/// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
+constexpr int kForwardPixels = kVectorBytes == 64 ? 16 : 12;
+constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 5;
+
+/// f(integral_constant<width>) for a width of 1 to `most`.
+template <int most, int width = most, class F>
+inline void with_width(std::int64_t w, const F& f) {
+  if constexpr (width <= 1) {
+    f(std::integral_constant<int, 1>{});
+  } else {
+    if (w == width)
+      f(std::integral_constant<int, width>{});
+    else
+      with_width<most, width - 1>(w, f);
+  }
+}
+
+/// f(integral_constant<rows>, first row) for bands of 4, 2 and 1 rows, none higher than `highest`.
+template <int tallest, class F>
+inline void each_band_of(std::int64_t begin, std::int64_t end, std::int64_t highest, const F& f) {
+  if (highest >= tallest) {
+    for (; end - begin >= tallest; begin += tallest) f(std::integral_constant<int, tallest>{}, begin);
+  }
+  if constexpr (tallest > 1) each_band_of<tallest / 2>(begin, end, highest, f);
+}
+
+/// f(rows as a constant, first row) for bands of as many rows as rectangles of at most `most` pixels have.
+template <int most, class F>
+inline void each_band(std::int64_t begin, std::int64_t end, std::int64_t width, const F& f) {
+  each_band_of<4>(begin, end, width * 4 <= most ? 4 : width * 2 <= most ? 2 : 1, f);
+}
+
+/// f(width as a constant, first pixel) for strips of a row, as even as can be.
+template <int most, class F>
+inline void each_strip_of(std::int64_t width, const F& f) {
+  const std::int64_t strips = (width + most - 1) / most;
+  for (std::int64_t s = 0; s < strips; ++s) {
+    const std::int64_t first = width * s / strips;
+    with_width<most>(width * (s + 1) / strips - first, [&](auto pixels) { f(pixels, first); });
+  }
+}
+
+/// `lines` lines of one run at once over a rectangle of pixels. step: pixels of x from one output to the next (0: not
+/// known when compiled). The sums of the line `ahead` are asked for early: planes are pages apart, so no hardware
+/// guesses where the next line lies, and stores that wait for memory hold up the loads behind them.
+template <class T, int rows, int width, int step, int lines>
+inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* offset, const T* value,
+                               std::uint32_t entries, const std::uint16_t* ahead, const T* bias, const T* x,
+                               std::int64_t x_row, std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane,
+                               bool first_block) {
+  constexpr int pixels = rows * width;
+  Vec<T> sum[lines][pixels];
+#pragma GCC unroll 8
+  for (int l = 0; l < lines; ++l) {
+    const T start = first_block && bias != nullptr ? bias[line[l]] : T(0);
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p) {
+      sum[l][p] =
+          first_block ? broadcast(start) : load(y + line[l] * y_plane + p / width * y_row + p % width * kImageLanes);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < pixels; ++p) {
+    __builtin_prefetch(y + *ahead * y_plane + p / width * y_row + p % width * kImageLanes, 1);
+  }
+  for (std::uint32_t k = 0; k < entries; ++k) {
+#pragma GCC unroll 8
+    for (int l = 0; l < lines; ++l) {
+      const T* const in = x + static_cast<std::int64_t>(offset[l * entries + k]) * kImageLanes;
+      const Vec<T> w = broadcast(value[l * entries + k]);
+#pragma GCC unroll 16
+      for (int p = 0; p < pixels; ++p) {
+        const std::int64_t across = step > 0 ? p % width * step * kImageLanes : p % width * x_step;
+        sum[l][p] += w * load(in + p / width * x_row + across);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int l = 0; l < lines; ++l) {
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p) {
+      store(y + line[l] * y_plane + p / width * y_row + p % width * kImageLanes, sum[l][p]);
+    }
+  }
+}
+
+/// All lines of a block over a rectangle.
+template <class T, int rows, int width, int step>
+inline void conv_forward_block(const CompressedSide& side, std::int64_t block, const std::int32_t* offsets,
+                               const T* values, const T* bias, const T* x, std::int64_t x_row, std::int64_t x_step,
+                               T* y, std::int64_t y_row, std::int64_t y_plane) {
+  constexpr int together = std::clamp(8 / (rows * width), 1, 4);
+  for (std::int64_t chunk = 0; chunk < side.chunks(); ++chunk) {
+    const CompressedSide::Segment* segment = side.segment(block, chunk);
+    const std::uint16_t* line = side.outer_index.data() + segment->line;
+    const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
+    const std::int32_t* offset = offsets + segment->entry;
+    const T* value = values + segment->entry;
+    const std::int64_t first = chunk * side.chunk;
+    const T* const b = bias != nullptr ? bias + first : nullptr;
+    T* const out = y + first * y_plane;
+    for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
+      const CompressedSide::Run run = side.runs[r];
+      std::uint32_t i = 0;
+      const auto next = [&](auto lines) {
+        conv_forward_lines<T, rows, width, step, lines>(line, offset, value, run.entries, std::min(line + lines, last),
+                                                        b, x, x_row, x_step, out, y_row, y_plane, block == 0);
+        line += lines;
+        offset += lines * run.entries;
+        value += lines * run.entries;
+        i += lines;
+      };
+      while (i + together <= run.lines) next(std::integral_constant<int, together>{});
+      while (i < run.lines) next(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+template <class T, int step>
+inline void conv_forward_lanes(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
+                               const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y) {
+  const std::int64_t x_row = part.x.row * kImageLanes, y_row = part.y.row * kImageLanes,
+                     y_plane = part.y.plane * kImageLanes, x_step = stride[1] * kImageLanes;
+  each_band<kForwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
+    for (std::int64_t block = 0; block < side.blocks(); ++block) {
+      each_strip_of<kForwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
+        conv_forward_block<T, rows, width, step>(side, block, offsets, values, bias,
+                                                 x + h * stride[0] * x_row + w * x_step, stride[0] * x_row, x_step,
+                                                 y + h * y_row + w * kImageLanes, y_row, y_plane);
+      });
+    }
+  });
+}
+
+template <class T>
+void conv_forward(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
+                  const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y) {
+  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+    switch (stride[1]) {
+      case 1: conv_forward_lanes<T, 1>(side, offsets, values, bias, stride, part, x + lane, y + lane); break;
+      case 2: conv_forward_lanes<T, 2>(side, offsets, values, bias, stride, part, x + lane, y + lane); break;
+      default: conv_forward_lanes<T, 0>(side, offsets, values, bias, stride, part, x + lane, y + lane);
+    }
+  }
+}
+
+/// All lines of a block and phase over a rectangle of input pixels.
+template <class T, int rows, int width, bool input_gradient>
+inline void conv_backward_block(const CompressedSide& side, std::int64_t block, std::int64_t phase,
+                                const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
+                                std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
+                                T* dvalues, bool accumulate) {
+  constexpr int pixels = rows * width;
+  const CompressedSide::Segment* segment = side.segment(block, phase);
+  const std::uint16_t* line = side.outer_index.data() + segment->line;
+  const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
+  std::uint32_t k = segment->entry;
+  PendingDots<T, 32> dots(dvalues + k, accumulate);
+  for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
+    const CompressedSide::Run run = side.runs[r];
+    for (std::uint32_t i = 0; i < run.lines; ++i) {
+      const std::int64_t at = *line++ * x_plane;
+      Vec<T> xs[pixels];
+      [[maybe_unused]] Vec<T> sum[pixels];
+#pragma GCC unroll 16
+      for (int p = 0; p < pixels; ++p) {
+        const std::int64_t pixel = at + p / width * x_row + p % width * x_step;
+        xs[p] = load(x + pixel);
+        if constexpr (input_gradient) sum[p] = block > 0 ? load(dx + pixel) : Vec<T>{};
+      }
+      const std::int64_t ahead = *std::min(line, last) * x_plane;
+#pragma GCC unroll 16
+      for (int p = 0; p < pixels; ++p) {
+        const std::int64_t pixel = ahead + p / width * x_row + p % width * x_step;
+        __builtin_prefetch(x + pixel);
+        if constexpr (input_gradient) __builtin_prefetch(dx + pixel, 1);
+      }
+      for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
+        const std::uint32_t end = std::min(line_end, k + PendingDots<T, 32>::kSegment);
+        Vec<T>* dot = dots.next();
+        dots.added(static_cast<int>(end - k));
+        for (; k < end; ++k) {
+          const T* const g = dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes;
+          [[maybe_unused]] Vec<T> w;
+          if constexpr (input_gradient) w = broadcast(values[k]);
+          Vec<T> product{};
+#pragma GCC unroll 16
+          for (int p = 0; p < pixels; ++p) {
+            const Vec<T> gradient = load(g + p / width * dy_row + p % width * kImageLanes);
+            if constexpr (input_gradient) sum[p] += w * gradient;
+            product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
+          }
+          *dot++ = product;
+        }
+        dots.flush_full();
+      }
+      if constexpr (input_gradient) {
+#pragma GCC unroll 16
+        for (int p = 0; p < pixels; ++p) store(dx + at + p / width * x_row + p % width * x_step, sum[p]);
+      }
+    }
+  }
+  dots.finish();
+}
+
+template <class T>
+void conv_backward(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues,
+                   bool accumulate) {
+  const std::int64_t x_row = part.x.row * kImageLanes * stride[0], x_step = kImageLanes * stride[1],
+                     x_plane = part.x.plane * kImageLanes, dy_row = part.y.row * kImageLanes;
+  const auto lanes = [&](auto input_gradient, int lane) {
+    each_band<kBackwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
+      const bool add_rows = accumulate || lane > 0 || h > part.begin;
+      for (std::int64_t block = 0; block < side.blocks(); ++block) {
+        each_strip_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
+          const std::int64_t pixel = h * x_row + w * x_step + lane;
+          conv_backward_block<T, rows, width, input_gradient>(side, block, phase, offsets, values, x + pixel, x_row,
+                                                              x_step, x_plane, dy + h * dy_row + w * kImageLanes + lane,
+                                                              dy_row, dx != nullptr ? dx + pixel : nullptr, dvalues,
+                                                              add_rows || w > 0);
+        });
+      }
+    });
+  };
+  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+    if (dx != nullptr)
+      lanes(std::true_type{}, lane);
+    else
+      lanes(std::false_type{}, lane);
+  }
+}
+
+template <class T>
+constexpr SparseConvKernels<T> sparse_conv_kernels() {
+  return {&conv_forward<T>, &conv_backward<T>};
+}
