@@ -1,5 +1,6 @@
 // All kernels of an instruction set, and its table: included once by each file after vector-inl.h and its own
 // square_root (and times_power_of_two, where it has one).
+#include "kernels/images-inl.h"
 #include "kernels/peak-inl.h"
 #include "kernels/power-inl.h"
 #include "kernels/sparse_conv-inl.h"
@@ -9,6 +10,8 @@
 constexpr Table make_table(const char* isa, bool (*runs_here)()) {
   return {isa,
           runs_here,
+          image_kernels<float>(),
+          image_kernels<double>(),
           power_kernels<float>(),
           power_kernels<double>(),
           sparse_linear_kernels<float>(),

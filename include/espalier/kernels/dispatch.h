@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "espalier/kernels/images.h"
 #include "espalier/kernels/power.h"
 #include "espalier/kernels/sparse_conv.h"
 #include "espalier/kernels/sparse_linear.h"
@@ -15,6 +16,8 @@ namespace espalier::kernels {
 struct Table {
   const char* isa;
   bool (*runs_here)();
+  ImageKernels<float> images_f32;
+  ImageKernels<double> images_f64;
   PowerKernels<float> power_f32;
   PowerKernels<double> power_f64;
   SparseLinearKernels<float> sparse_linear_f32;
@@ -26,6 +29,13 @@ struct Table {
   /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
   std::int64_t (*multiply_adds)(std::int64_t rounds);
 
+  template <class T>
+  const ImageKernels<T>& images() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return images_f32;
+    else
+      return images_f64;
+  }
   template <class T>
   const PowerKernels<T>& power() const {
     if constexpr (sizeof(T) == sizeof(float))

@@ -1,0 +1,54 @@
+/// Batch tiles of images: how activations lie in memory between sparse convolutions.
+///
+/// A batch of N images with C channels is cut into groups of 16 images, images innermost, with a border of zeros, the
+/// halo, around each channel: [ceil(N / 16)][C][H + 2 halo][W + 2 halo][16] entries, one contiguous one-dimensional
+/// tensor. A convolution whose padding is at most the halo needs no test for the border.
+/// The halo is zero in activations and in gradients alike; every function keeps it so and relies on it. What lanes
+/// from N on hold is nobody's business, as long as it is finite; their gradients are zero.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+#include "espalier/kernels/images.h"
+
+namespace espalier::ops {
+
+using kernels::kImageLanes;
+
+struct ImageLayout {
+  std::int64_t samples = 0;  ///< N, without padding
+  std::int64_t channels = 0;
+  std::int64_t height = 0;  ///< without the halo, like width
+  std::int64_t width = 0;
+  std::int64_t halo = 0;
+
+  std::int64_t groups() const { return (samples + kImageLanes - 1) / kImageLanes; }
+  int valid(std::int64_t group) const;                                ///< images in the group
+  std::int64_t row() const { return width + 2 * halo; }               ///< pixels from a row to the next
+  std::int64_t plane() const { return (height + 2 * halo) * row(); }  ///< pixels of a channel, halo included
+  /// Where channel c of group g begins, in entries.
+  std::int64_t offset(std::int64_t group, std::int64_t channel) const {
+    return (group * channels + channel) * plane() * kImageLanes;
+  }
+  std::int64_t numel() const { return groups() * channels * plane() * kImageLanes; }
+  bool operator==(const ImageLayout& o) const {
+    return samples == o.samples && channels == o.channels && height == o.height && width == o.width && halo == o.halo;
+  }
+};
+
+/// [N, C, H, W] float32 or float64 on the CPU, of any strides -> images [numel]. Differentiable. Throws Error(usage)
+/// for anything else and for a negative halo.
+at::Tensor to_images(const at::Tensor& nchw, std::int64_t halo);
+
+/// The layout that to_images gives these images.
+ImageLayout image_layout(const at::Tensor& nchw, std::int64_t halo);
+
+/// images [numel] -> [N, C, H, W]. Differentiable.
+at::Tensor from_images(const at::Tensor& images, const ImageLayout& layout);
+
+/// The same images with another halo; the same tensor where they have it already. Differentiable.
+at::Tensor with_halo(const at::Tensor& images, const ImageLayout& layout, std::int64_t halo);
+
+}  // namespace espalier::ops
