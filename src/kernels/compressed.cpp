@@ -92,7 +92,9 @@ void set_work(CompressedSide& side) {
 }
 
 /// Lines of a chunk of a matrix: what threads share out.
-std::int64_t chunk_of(std::int64_t outer) { return std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 64, 512); }
+std::int64_t lines_of_chunk(std::int64_t outer) {
+  return std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 64, 512);
+}
 
 void set_sizes(CompressedSide& side, std::int64_t outer, std::int64_t chunk, std::int64_t inner, std::int64_t block) {
   side.outer = outer;
@@ -126,7 +128,7 @@ struct ColumnLines {
   std::int64_t columns;
 
   std::int64_t lines() const { return columns; }
-  std::int64_t chunk() const { return chunk_of(columns); }
+  std::int64_t chunk() const { return lines_of_chunk(columns); }
   std::uint32_t of(std::int64_t /*row*/, std::uint32_t column) const { return column; }
   static constexpr bool kIndexed = true;
 };
@@ -210,11 +212,11 @@ CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, const 
 
 /// Outer = rows. The entries of a row in a block stand together in the list, in order: they are copied as they are.
 /// canonical[j] = place of the entry that comes to stand at j.
-CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::int64_t chunk, std::int64_t columns,
+CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::int64_t row_chunk, std::int64_t columns,
                             std::int64_t block, const std::vector<std::uint32_t>& place,
                             std::vector<std::uint32_t>& canonical, int threads) {
   CompressedSide side;
-  set_sizes(side, rows, chunk, columns, block);
+  set_sizes(side, rows, row_chunk, columns, block);
   side.inner_index.resize(list.column.size());
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
   std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
@@ -324,7 +326,7 @@ Compressed compress_lines(std::int64_t rows, std::int64_t row_chunk, std::int64_
 
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads) {
-  return compress_lines(rows, chunk_of(rows), columns, ColumnLines{columns}, choose_blocking(rows, columns, nnz),
+  return compress_lines(rows, lines_of_chunk(rows), columns, ColumnLines{columns}, choose_blocking(rows, columns, nnz),
                         positions, nnz, place, threads);
 }
 

@@ -15,7 +15,7 @@ inline void set_zero(T* from, T* to) {
 
 /// The halo runs on from the right of one row to the left of the next.
 template <class T>
-inline void clear_halo(const ImagePlane& p, T* plane) {
+void clear_halo(const ImagePlane& p, T* plane) {
   if (p.halo == 0) return;
   T* zeros = plane;
   T* image = plane + first_of(p);
@@ -111,5 +111,5 @@ void with_halo(const T* from, const ImagePlane& plane, std::int64_t halo, T* to)
 
 template <class T>
 constexpr ImageKernels<T> image_kernels() {
-  return {&to_plane<T>, &from_plane<T>, &with_halo<T>};
+  return {&to_plane<T>, &from_plane<T>, &clear_halo<T>, &with_halo<T>};
 }

@@ -1,5 +1,5 @@
 // The text of the kernels of sparse_conv.h, included once by the file of each instruction set after vector-inl.h and
-// sparse_linear-inl.h (PendingDots). What was measured stands in docs/kernels.md.
+// pending_dots-inl.h. What was measured stands in docs/kernels.md.
 
 /// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
 constexpr int kForwardPixels = kVectorBytes == 64 ? 16 : 12;
@@ -152,13 +152,13 @@ template <class T, int rows, int width, bool input_gradient>
 inline void conv_backward_block(const CompressedSide& side, std::int64_t block, std::int64_t phase,
                                 const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
                                 std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
-                                T* dvalues, bool accumulate) {
+                                T* dvalues) {
   constexpr int pixels = rows * width;
   const CompressedSide::Segment* segment = side.segment(block, phase);
   const std::uint16_t* line = side.outer_index.data() + segment->line;
   const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
   std::uint32_t k = segment->entry;
-  PendingDots<T, 32> dots(dvalues + k, accumulate);
+  PendingDots<T, 32> dots(dvalues + k, true);
   for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
     const CompressedSide::Run run = side.runs[r];
     for (std::uint32_t i = 0; i < run.lines; ++i) {
@@ -208,20 +208,17 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
 
 template <class T>
 void conv_backward(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
-                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues,
-                   bool accumulate) {
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues) {
   const std::int64_t x_row = part.x.row * kImageLanes * stride[0], x_step = kImageLanes * stride[1],
                      x_plane = part.x.plane * kImageLanes, dy_row = part.y.row * kImageLanes;
   const auto lanes = [&](auto input_gradient, int lane) {
     each_band<kBackwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
-      const bool add_rows = accumulate || lane > 0 || h > part.begin;
       for (std::int64_t block = 0; block < side.blocks(); ++block) {
         each_strip_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
           const std::int64_t pixel = h * x_row + w * x_step + lane;
           conv_backward_block<T, rows, width, input_gradient>(side, block, phase, offsets, values, x + pixel, x_row,
                                                               x_step, x_plane, dy + h * dy_row + w * kImageLanes + lane,
-                                                              dy_row, dx != nullptr ? dx + pixel : nullptr, dvalues,
-                                                              add_rows || w > 0);
+                                                              dy_row, dx != nullptr ? dx + pixel : nullptr, dvalues);
         });
       }
     });
@@ -235,6 +232,24 @@ void conv_backward(const CompressedSide& side, std::int64_t phase, const std::in
 }
 
 template <class T>
+double sum_of(const T* x, std::int64_t n) {
+  constexpr std::int64_t kTogether = 4096;  // entries whose sums are formed in T
+  double total = 0;
+  for (std::int64_t begin = 0; begin < n; begin += kTogether) {
+    Vec<T> sum[4] = {};
+    const std::int64_t end = std::min(n, begin + kTogether);
+    std::int64_t i = begin;
+    for (; i + 4 * kLanes<T> <= end; i += 4 * kLanes<T>) {
+      for (int v = 0; v < 4; ++v) sum[v] += load(x + i + v * kLanes<T>);
+    }
+    for (; i < end; i += kLanes<T>) sum[0] += load(x + i);
+    sum[0] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    for (int j = 0; j < kLanes<T>; ++j) total += static_cast<double>(sum[0][j]);
+  }
+  return total;
+}
+
+template <class T>
 constexpr SparseConvKernels<T> sparse_conv_kernels() {
-  return {&conv_forward<T>, &conv_backward<T>};
+  return {&conv_forward<T>, &conv_backward<T>, &sum_of<T>};
 }

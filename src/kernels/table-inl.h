@@ -2,6 +2,7 @@
 // square_root (and times_power_of_two, where it has one).
 #include "kernels/images-inl.h"
 #include "kernels/peak-inl.h"
+#include "kernels/pending_dots-inl.h"
 #include "kernels/power-inl.h"
 #include "kernels/sparse_conv-inl.h"
 #include "kernels/sparse_linear-inl.h"

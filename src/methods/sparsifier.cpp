@@ -6,7 +6,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/methods/fused_update.h"
-#include "espalier/nn/sparse_linear.h"
+#include "espalier/nn/compressed_layer.h"
 
 namespace espalier {
 namespace {
@@ -46,7 +46,7 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   std::unordered_set<const void*> taken;
   std::vector<std::string> names;
   const auto take = [&](const torch::nn::Module& module, const std::string& name) {
-    if (const auto* compressed = module.as<nn::SparseLinear>()) {
+    if (const auto* compressed = module.as<nn::CompressedLayer>()) {
       const auto& weight = compressed->weight();
       if (!taken.insert(weight->values_impl()).second) return;
       weight->adopt(name, static_cast<std::int64_t>(weights_.size()), psi);
@@ -63,8 +63,9 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   take(model, "weight");
   // Without the model itself: named_modules wants it in a shared_ptr then, and a model may well live on the stack.
   for (const auto& item : model.named_modules("", /*include_self=*/false)) take(*item.value(), item.key() + ".weight");
-  ESPALIER_CHECK(!weights_.empty(), ErrorKind::usage,
-                 "the model has no Linear, Conv2d or SparseLinear layer: there is nothing to make sparse");
+  ESPALIER_CHECK(
+      !weights_.empty(), ErrorKind::usage,
+      "the model has no Linear, Conv2d, SparseLinear or SparseConv2d layer: there is nothing to make sparse");
   for (const auto& item : model.named_parameters()) {
     if (taken.count(item.value().unsafeGetTensorImpl()) == 0) others_.emplace_back(item.key(), item.value());
   }

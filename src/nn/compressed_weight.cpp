@@ -68,6 +68,11 @@ CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> s
   phi_ = values_;
 }
 
+CompressedWeight::CompressedWeight(std::string name, const kernels::ConvShape& shape, at::ScalarType type)
+    : CompressedWeight(std::move(name), {shape.out, shape.in / shape.groups, shape.kernel[0], shape.kernel[1]}, type) {
+  conv_ = shape;
+}
+
 void CompressedWeight::set_draw(Draw draw) {
   ESPALIER_CHECK(is_virgin(), ErrorKind::usage, "{}: has entries already; values at step 0 come too late", name());
   draw_ = std::move(draw);
@@ -98,7 +103,8 @@ std::vector<std::uint32_t> CompressedWeight::store(const std::vector<std::int64_
                  nnz, kMost);
   auto matrix = std::make_shared<kernels::Compressed>();
   std::vector<std::uint32_t> place;
-  *matrix = kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());
+  *matrix = conv_ ? kernels::compress(*conv_, positions.data(), nnz, place, at::get_num_threads())
+                  : kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());
   matrix_ = std::move(matrix);
   phi_.set_data(scattered(phi, place));
   if (reparametrised()) values_.set_data(torch::empty_like(phi_, torch::TensorOptions().requires_grad(false)));

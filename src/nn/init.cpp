@@ -7,7 +7,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
-#include "espalier/nn/sparse_linear.h"
+#include "espalier/nn/compressed_layer.h"
 
 namespace espalier::nn {
 namespace {
@@ -162,20 +162,21 @@ void initialize(torch::nn::Module& model, const std::string& initializer, std::u
     initialize_weight(weight, initializer, seed, layer);
     set_bias(weight.sizes(), bias);
   };
-  const auto set_compressed = [&](SparseLinearImpl& linear) {
-    const Distribution distribution = find_initializer(initializer).distribution(fans(linear.weight()->shape()));
+  const auto set_compressed = [&](CompressedLayer& sparse) {
+    CompressedWeight& weight = *sparse.weight();
+    const Distribution distribution = find_initializer(initializer).distribution(fans(weight.shape()));
     const RandomStream random(seed, Purpose::init, layer, kWeight);
-    const auto type = linear.weight()->stored_type();
-    linear.weight()->set_draw(
+    const auto type = weight.stored_type();
+    weight.set_draw(
         [=](const std::vector<std::int64_t>& positions) { return draw_at(positions, type, distribution, random); });
-    set_bias(linear.weight()->shape(), linear.bias);
+    set_bias(weight.shape(), sparse.bias);
   };
   const auto visit = [&](torch::nn::Module& module) {
     if (auto* linear = module.as<torch::nn::LinearImpl>()) {
       set(linear->weight, linear->bias);
     } else if (auto* conv = module.as<torch::nn::Conv2dImpl>()) {
       set(conv->weight, conv->bias);
-    } else if (auto* sparse = module.as<SparseLinearImpl>()) {
+    } else if (auto* sparse = module.as<CompressedLayer>()) {
       set_compressed(*sparse);
     } else if (auto* norm2 = module.as<torch::nn::BatchNorm2dImpl>()) {
       norm2->reset_parameters();  // weight 1, bias 0, mean 0, variance 1

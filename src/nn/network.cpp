@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "espalier/core/error.h"
-#include "espalier/nn/sparse_linear.h"
+#include "espalier/nn/compressed_layer.h"
 
 namespace espalier::nn {
 namespace {
@@ -58,7 +58,7 @@ torch::Tensor Network::forward(const torch::Tensor& images, const Observer& obse
 std::vector<std::shared_ptr<CompressedWeight>> compressed_weights(const torch::nn::Module& network) {
   std::vector<std::shared_ptr<CompressedWeight>> list;
   for (const auto& module : network.modules(/*include_self=*/false)) {
-    if (auto* sparse = module->as<SparseLinearImpl>()) list.push_back(sparse->weight());
+    if (auto* sparse = module->as<CompressedLayer>()) list.push_back(sparse->weight());
   }
   return list;
 }
@@ -82,6 +82,7 @@ std::vector<LayerCost> layer_costs(Network& network) {
   const InputShape input = network.input_shape();
 
   std::vector<LayerCost> costs;
+  const auto positions_of = [](const torch::Tensor& images) { return images.size(-1) * images.size(-2); };
   const Network::Observer count = [&](const std::string& name, const torch::Tensor& output) {
     const auto* module = modules.find(name);
     if (module == nullptr) return;  // an activation or a pool
@@ -95,11 +96,11 @@ std::vector<LayerCost> layer_costs(Network& network) {
     } else if (const auto* conv = (*module)->as<torch::nn::Conv2dImpl>()) {
       cost.kind = "conv2d";
       weight = conv->weight.sizes();
-      positions = output.size(-1) * output.size(-2);
-    } else if (const auto* sparse = (*module)->as<SparseLinearImpl>()) {
-      cost.kind = "linear";
+      positions = positions_of(output);
+    } else if (const auto* sparse = (*module)->as<CompressedLayer>()) {
       weight = sparse->weight()->shape();
-      positions = 1;
+      cost.kind = weight.size() == 4 ? "conv2d" : "linear";
+      positions = weight.size() == 4 ? positions_of(output) : 1;
     } else {
       return;
     }
@@ -113,7 +114,7 @@ std::vector<LayerCost> layer_costs(Network& network) {
   network.forward(torch::zeros({1, input.channels, input.height, input.width}, options.requires_grad(false)), count);
   for (const auto& item : modules) {
     const bool has_weight = item.value()->as<torch::nn::LinearImpl>() || item.value()->as<torch::nn::Conv2dImpl>() ||
-                            item.value()->as<SparseLinearImpl>();
+                            item.value()->as<CompressedLayer>();
     const bool counted =
         std::any_of(costs.begin(), costs.end(), [&](const LayerCost& c) { return c.name == item.key(); });
     ESPALIER_CHECK(

@@ -33,7 +33,7 @@ Tensor drawn(const Tensor& images, const ImageLayout& l) {
 /// The same, put together by torch.
 Tensor expected_tiles(const Tensor& nchw, const ImageLayout& l) {
   using torch::indexing::Slice;
-  const Tensor all = torch::zeros({l.groups() * kImageLanes, l.channels, l.height, l.width}, nchw.options());
+  Tensor all = torch::zeros({l.groups() * kImageLanes, l.channels, l.height, l.width}, nchw.options());
   all.index_put_({Slice(0, l.samples)}, nchw);
   const Tensor padded = torch::constant_pad_nd(all, {l.halo, l.halo, l.halo, l.halo});
   return padded.view({l.groups(), kImageLanes, l.channels, l.height + 2 * l.halo, l.width + 2 * l.halo})

@@ -21,6 +21,9 @@ struct ImageKernels {
   void (*to_plane)(const T* channel, std::int64_t stride, int images, const ImagePlane& plane, T* to);
   void (*from_plane)(const T* from, const ImagePlane& plane, T* channel, std::int64_t stride, int images);
 
+  /// Zeros for the halo alone.
+  void (*clear_halo)(const ImagePlane& plane, T* to);
+
   /// The plane with another halo.
   void (*with_halo)(const T* from, const ImagePlane& plane, std::int64_t halo, T* to);
 };

@@ -5,8 +5,8 @@
 ///   torch::optim::SGD sgd(sparsifier.parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
 ///   for (auto& batch : loader) { loss(net, batch).backward(); sparsifier.step(sgd); }
 ///
-/// Linear and Conv2d weights are sparsified, in masked storage, and those of nn::SparseLinear, which are compressed;
-/// biases and normalisation are left alone. Not thread-safe.
+/// Linear and Conv2d weights are sparsified, in masked storage, and those of nn::SparseLinear and nn::SparseConv2d,
+/// which are compressed; biases and normalisation are left alone. Not thread-safe.
 #pragma once
 
 #include <torch/torch.h>
@@ -57,8 +57,8 @@ struct LayerTopology {
 
 class Sparsifier {
  public:
-  /// Takes over the Linear, Conv2d and SparseLinear weights of the model, which must outlive it. Draws the initial
-  /// masks. Throws Error(usage) if the model has none, or the method cannot do what the options ask.
+  /// Takes over the weights of these layers of the model, which must outlive it. Draws the initial masks. Throws
+  /// Error(usage) if the model has none, or the method cannot do what the options ask.
   Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method, const Reparametrisation& psi,
              const SparsifierOptions& options);
 

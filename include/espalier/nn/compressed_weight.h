@@ -27,6 +27,8 @@ class CompressedWeight : public SparseWeight {
   using Draw = std::function<at::Tensor(const std::vector<std::int64_t>& positions)>;
 
   CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat);
+  /// The weight of a convolution: its entries stand in the order that such a layer reads.
+  CompressedWeight(std::string name, const kernels::ConvShape& shape, at::ScalarType type = at::kFloat);
 
   /// The distribution at step 0, zeros until it is set. Throws Error(usage) once entries are stored.
   void set_draw(Draw draw);
@@ -88,6 +90,7 @@ class CompressedWeight : public SparseWeight {
   at::Tensor row_major(const at::Tensor& canonical) const;
 
   std::int64_t rows_, columns_;
+  std::optional<kernels::ConvShape> conv_;
   Draw draw_;
   std::shared_ptr<kernels::Compressed> matrix_;  // null: virgin
   at::Tensor values_;                            // w, canonical order

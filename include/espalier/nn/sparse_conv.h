@@ -1,0 +1,39 @@
+/// A convolution whose weights exist only where they are kept: W [out, in / groups, kh, kw] in compressed storage.
+#pragma once
+
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "espalier/nn/activation.h"
+#include "espalier/nn/compressed_layer.h"
+#include "espalier/ops/sparse_conv.h"
+
+namespace espalier::nn {
+
+/// As torch::nn::Conv2d with zeros as padding: stride, padding, dilation and groups.
+class SparseConv2dImpl : public CompressedLayer {
+ public:
+  /// Throws Error(usage) for another padding mode, and for padding "same" with a stride or an even kernel.
+  explicit SparseConv2dImpl(const torch::nn::Conv2dOptions& options, at::ScalarType type = at::kFloat);
+  SparseConv2dImpl(std::int64_t in, std::int64_t out, torch::ExpandingArray<2> kernel)
+      : SparseConv2dImpl(torch::nn::Conv2dOptions(in, out, kernel)) {}
+  /// The entries of `dense` that are not zero, and its bias.
+  static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
+
+  /// Images stay images; [N, C, H, W] is converted, and the result handed on as images.
+  Activation forward(const Activation& x);
+  /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
+  at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
+
+  const kernels::ConvShape& shape() const { return shape_; }
+
+ private:
+  kernels::ConvShape shape_;
+  std::shared_ptr<const ops::ConvPlan> plan_;  // of the last images
+};
+TORCH_MODULE(SparseConv2d);
+
+}  // namespace espalier::nn

@@ -1,0 +1,72 @@
+#include "espalier/nn/sparse_conv.h"
+
+#include <torch/torch.h>
+
+#include "espalier/core/error.h"
+
+namespace espalier::nn {
+namespace {
+
+kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
+  ESPALIER_CHECK(c10::get_if<torch::enumtype::kZeros>(&o.padding_mode()) != nullptr, ErrorKind::usage,
+                 "sparse convolution: pads with zeros only; pad the images before it");
+  kernels::ConvShape s;
+  s.in = o.in_channels();
+  s.out = o.out_channels();
+  s.groups = o.groups();
+  const auto* padding = c10::get_if<torch::ExpandingArray<2>>(&o.padding());
+  const bool same = c10::get_if<torch::enumtype::kSame>(&o.padding()) != nullptr;
+  for (std::size_t a = 0; a < 2; ++a) {
+    s.kernel[a] = (*o.kernel_size())[a];
+    s.stride[a] = (*o.stride())[a];
+    s.dilation[a] = (*o.dilation())[a];
+    if (padding != nullptr) s.padding[a] = (**padding)[a];
+    if (!same) continue;
+    const std::int64_t total = s.dilation[a] * (s.kernel[a] - 1);
+    ESPALIER_CHECK(
+        s.stride[a] == 1 && total % 2 == 0, ErrorKind::usage,
+        "sparse convolution: padding \"same\" needs stride 1 and as much padding on both sides; found stride "
+        "{}, kernel {}, dilation {}",
+        s.stride[a], s.kernel[a], s.dilation[a]);
+    s.padding[a] = total / 2;
+  }
+  ops::check_conv(s);
+  return s;
+}
+
+}  // namespace
+
+SparseConv2dImpl::SparseConv2dImpl(const torch::nn::Conv2dOptions& options, at::ScalarType type)
+    : CompressedLayer("SparseConv2d", std::make_shared<CompressedWeight>("weight", shape_of(options), type),
+                      options.bias()),
+      shape_(shape_of(options)) {}
+
+std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::Conv2dImpl& dense) {
+  const torch::NoGradGuard no_grad;
+  const auto& o = dense.options;
+  auto options = torch::nn::Conv2dOptions(o.in_channels(), o.out_channels(), o.kernel_size())
+                     .stride(o.stride())
+                     .dilation(o.dilation())
+                     .groups(o.groups())
+                     .bias(dense.bias.defined())
+                     .padding_mode(o.padding_mode());
+  options.padding() = o.padding();
+  auto layer = std::make_shared<SparseConv2dImpl>(options, dense.weight.scalar_type());
+  layer->weight()->from_dense(dense.weight);
+  if (dense.bias.defined()) layer->bias.copy_(dense.bias);
+  return layer;
+}
+
+Activation SparseConv2dImpl::forward(const Activation& x) {
+  const Activation in = x.images(ops::conv_halo(shape_));
+  // First the structure: values of a layer that nobody made sparse are only drawn now.
+  const auto matrix = weight()->matrix();
+  if (!plan_ || !plan_->serves(matrix.get(), in.image_layout())) {
+    plan_ = std::make_shared<ops::ConvPlan>(matrix, shape_, in.image_layout());
+  }
+  at::Tensor y = ops::sparse_conv2d(in.data(), in.image_layout(), plan_, weight()->stored_values(),
+                                    weight()->forward_values(), bias);
+  return {std::move(y), plan_->output(in.image_layout().samples)};
+}
+
+}  // namespace espalier::nn
