@@ -69,7 +69,9 @@ CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> s
 }
 
 CompressedWeight::CompressedWeight(std::string name, const kernels::ConvShape& shape, at::ScalarType type)
-    : CompressedWeight(std::move(name), {shape.out, shape.in / shape.groups, shape.kernel[0], shape.kernel[1]}, type) {
+    : CompressedWeight(std::move(name),
+                       std::vector<std::int64_t>{shape.out, shape.in / shape.groups, shape.kernel[0], shape.kernel[1]},
+                       type) {
   conv_ = shape;
 }
 

@@ -1,0 +1,116 @@
+#include "espalier/nn/sparse_conv.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "espalier/core/error.h"
+#include "espalier/nn/network.h"
+
+namespace espalier::nn {
+namespace {
+
+using torch::nn::Conv2dOptions;
+
+std::vector<Conv2dOptions> options() {
+  return {Conv2dOptions(6, 8, 3).padding(1),
+          Conv2dOptions(6, 8, 3).padding(1).stride(2).bias(false),
+          Conv2dOptions(6, 9, {5, 3}).padding({0, 2}).dilation({1, 2}).groups(3),
+          Conv2dOptions(6, 6, 3).padding(torch::kSame).dilation(2).groups(6),
+          Conv2dOptions(6, 4, 3).padding(torch::kValid).stride({1, 3}),
+          Conv2dOptions(6, 12, 1).stride(2)};
+}
+
+torch::nn::Conv2d thinned(const Conv2dOptions& o) {
+  torch::nn::Conv2d dense(o);
+  dense->to(torch::kDouble);
+  const torch::NoGradGuard no_grad;
+  dense->weight.mul_(torch::rand(dense->weight.sizes(), torch::kDouble).lt(0.4));
+  dense->weight.select(0, 2).zero_();  // an output without weights
+  return dense;
+}
+
+TEST(SparseConv2d, IsTheDenseLayerWithTheSameWeights) {
+  torch::manual_seed(2);
+  for (const auto& o : options()) {
+    for (const std::int64_t batch : {1, 16, 19}) {
+      auto dense = thinned(o);
+      const auto sparse = SparseConv2dImpl::from_dense(*dense);
+      EXPECT_TRUE(torch::equal(sparse->to_dense(), dense->weight));
+      for (const std::int64_t size : {9, 8}) {  // the second size needs another plan
+        const auto x = torch::randn({batch, 6, size, size + 1}, torch::kDouble).set_requires_grad(true);
+        const auto x2 = x.detach().clone().set_requires_grad(true);
+        const auto y = dense->forward(x), y2 = sparse->forward(x2);
+        ASSERT_EQ(y2.sizes(), y.sizes());
+        EXPECT_TRUE(torch::allclose(y2, y, 1e-12, 1e-12));
+        const auto dy = torch::randn_like(y);
+        dense->zero_grad();
+        sparse->zero_grad();
+        y.backward(dy);
+        y2.backward(dy);
+        EXPECT_TRUE(torch::allclose(x2.grad(), x.grad(), 1e-12, 1e-12));
+        if (dense->bias.defined()) EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-11));
+        std::vector<std::int64_t> at;
+        std::vector<std::uint32_t> place;
+        kernels::row_major(*sparse->weight()->matrix(), at, place, 1);
+        const auto grad = sparse->weight()->stored_values().grad(), full = dense->weight.grad().contiguous().view({-1});
+        for (std::size_t i = 0; i < at.size(); ++i) {
+          EXPECT_NEAR(grad[place[i]].item<double>(), full[at[i]].item<double>(), 1e-11);
+        }
+      }
+    }
+  }
+}
+
+TEST(SparseConv2d, FollowsAChangeOfTopology) {
+  torch::manual_seed(4);
+  auto dense = thinned(Conv2dOptions(6, 8, 3).padding(1).stride(2));
+  const auto sparse = SparseConv2dImpl::from_dense(*dense);
+  const auto x = torch::randn({5, 6, 7, 7}, torch::kDouble);
+  EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+  const auto kept = sparse->weight()->active();
+  const auto free = dense->weight.detach().view({-1}).eq(0).nonzero().view({-1});
+  sparse->weight()->rewire({kept.slice(0, 0, 20), free.slice(0, 3, 9), torch::ones({6}, torch::kDouble), {}});
+  {
+    const torch::NoGradGuard no_grad;
+    dense->weight.view({-1}).index_fill_(0, kept.slice(0, 0, 20), 0);
+    dense->weight.view({-1}).index_fill_(0, free.slice(0, 3, 9), 1);
+  }
+  EXPECT_TRUE(torch::equal(sparse->to_dense(), dense->weight));
+  EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+}
+
+TEST(SparseConv2d, KeepsImagesBetweenLayers) {
+  torch::manual_seed(5);
+  SparseConv2d first(Conv2dOptions(3, 5, 5).padding(2)), second(Conv2dOptions(5, 4, 3).padding(1).stride(2));
+  first->weight()->from_dense(torch::randn({5, 3, 5, 5}));
+  second->weight()->from_dense(torch::randn({4, 5, 3, 3}));
+  const auto x = torch::randn({3, 3, 8, 8});
+  const Activation between = first->forward(Activation(x));
+  ASSERT_TRUE(between.is_images());
+  const Activation out = second->forward(between);
+  ASSERT_TRUE(out.is_images());
+  const auto expected =
+      torch::conv2d(torch::conv2d(x, first->to_dense(), first->bias, 1, 2), second->to_dense(), second->bias, 2, 1);
+  EXPECT_TRUE(torch::allclose(out.plain(), expected, 1e-3, 1e-3));
+}
+
+TEST(SparseConv2d, WithoutASparsifierEveryPositionIsActive) {
+  SparseConv2d layer(Conv2dOptions(2, 3, 3));
+  EXPECT_EQ(layer->weight()->nnz(), 54);
+  EXPECT_EQ(layer->forward(torch::ones({1, 2, 3, 3})).sizes(), (std::vector<std::int64_t>{1, 3, 1, 1}));
+  EXPECT_EQ(layer->weight()->shape(), (std::vector<std::int64_t>{3, 2, 3, 3}));
+}
+
+TEST(SparseConv2d, SaysWhatDoesNotFit) {
+  SparseConv2d layer(Conv2dOptions(6, 8, 3));
+  EXPECT_THROW(layer->forward(torch::zeros({2, 5, 8, 8})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 6, 2, 8})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 6, 8, 8}, torch::kDouble)), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({6, 8, 8})), Error);
+  EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 3).padding_mode(torch::kReflect)), Error);
+  EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 4).padding(torch::kSame)), Error);
+  EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 3).groups(4)), Error);
+}
+
+}  // namespace
+}  // namespace espalier::nn
