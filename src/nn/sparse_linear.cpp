@@ -29,9 +29,9 @@ Activation SparseLinearImpl::forward(const Activation& x) {
   const Activation in = x.tiled();
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight_->matrix();
-  at::Tensor y =
-      ops::sparse_linear(in.data(), in.layout(), matrix, weight_->stored_values(), weight_->forward_values(), bias);
-  return {std::move(y), {in.layout().samples, out_features()}};
+  at::Tensor y = ops::sparse_linear(in.data(), in.tile_layout(), matrix, weight_->stored_values(),
+                                    weight_->forward_values(), bias);
+  return {std::move(y), ops::TileLayout{in.tile_layout().samples, out_features()}};
 }
 
 }  // namespace espalier::nn

@@ -1,12 +1,15 @@
-/// What flows between layers: a plain LibTorch tensor, or batch tiles (ops/tiles.h) on the way through sparse layers.
-/// Conversion happens where the two kinds of layer meet, so once at each end of a chain. Autograd runs on data().
+/// What flows between layers: a plain LibTorch tensor, or batch tiles on the way through sparse layers, of vectors
+/// (ops/tiles.h) or of images (ops/images.h). Conversion happens where the kinds of layer meet, so once at each end of
+/// a chain. Autograd runs on data().
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include <cstdint>
 #include <utility>
+#include <variant>
 
+#include "espalier/ops/images.h"
 #include "espalier/ops/tiles.h"
 
 namespace espalier::nn {
@@ -15,18 +18,20 @@ class Activation {
  public:
   Activation(at::Tensor plain) : data_(std::move(plain)) {}  // NOLINT: a tensor is one
   Activation(at::Tensor tiles, const ops::TileLayout& layout) : data_(std::move(tiles)), layout_(layout) {}
+  Activation(at::Tensor images, const ops::ImageLayout& layout) : data_(std::move(images)), layout_(layout) {}
 
-  bool is_tiled() const { return layout_.has_value(); }
+  bool is_tiled() const { return std::holds_alternative<ops::TileLayout>(layout_); }
+  bool is_images() const { return std::holds_alternative<ops::ImageLayout>(layout_); }
   const at::Tensor& data() const { return data_; }
-  const ops::TileLayout& layout() const { return *layout_; }  ///< only where is_tiled()
+  const ops::TileLayout& tile_layout() const { return std::get<ops::TileLayout>(layout_); }     ///< where is_tiled()
+  const ops::ImageLayout& image_layout() const { return std::get<ops::ImageLayout>(layout_); }  ///< where is_images()
 
-  at::Tensor plain() const { return is_tiled() ? ops::from_tiles(data_, *layout_) : data_; }
+  /// [N, F] or [N, C, H, W]
+  at::Tensor plain() const;
   /// From [N, F]. Throws Error(usage) for another shape.
-  Activation tiled() const {
-    if (is_tiled()) return *this;
-    at::Tensor tiles = ops::to_tiles(data_);
-    return {std::move(tiles), {data_.size(0), data_.size(1)}};
-  }
+  Activation tiled() const;
+  /// From [N, C, H, W]; with at least this halo. Throws Error(usage) for another shape.
+  Activation images(std::int64_t halo) const;
 
   /// f applied to each entry where it lies: at::Tensor f(const at::Tensor&), of the same shape, finite for finite
   /// input.
@@ -34,12 +39,16 @@ class Activation {
   Activation map(const F& f) const {
     Activation out = *this;
     out.data_ = f(data_);
+    out.restore_halo();
     return out;
   }
 
  private:
+  /// The halo after a function of each entry: it holds f(0).
+  void restore_halo();
+
   at::Tensor data_;
-  std::optional<ops::TileLayout> layout_;
+  std::variant<std::monostate, ops::TileLayout, ops::ImageLayout> layout_;
 };
 
 }  // namespace espalier::nn
