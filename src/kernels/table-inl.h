@@ -1,5 +1,6 @@
 // All kernels of an instruction set, and its table: included once by each file after vector-inl.h and its own
 // square_root (and times_power_of_two, where it has one).
+#include "kernels/batch_norm-inl.h"
 #include "kernels/images-inl.h"
 #include "kernels/peak-inl.h"
 #include "kernels/pending_dots-inl.h"
@@ -11,6 +12,8 @@
 constexpr Table make_table(const char* isa, bool (*runs_here)()) {
   return {isa,
           runs_here,
+          batch_norm_kernels<float>(),
+          batch_norm_kernels<double>(),
           image_kernels<float>(),
           image_kernels<double>(),
           power_kernels<float>(),

@@ -12,6 +12,7 @@
 #include "espalier/core/error.h"
 #include "espalier/nn/activation.h"
 #include "espalier/nn/sparse_linear.h"
+#include "nn/layers.h"
 
 namespace espalier::nn {
 namespace {
@@ -256,11 +257,13 @@ class LayerList : public Network {
         shape_{true, input.channels, {input.height, input.width}} {
     for (const Element& e : elements) {
       try {
+        if (!steps_.empty() && e.kind->name != std::string("relu")) steps_.back().with_relu = nullptr;
         append(e);
       } catch (const Error& error) {
         fail(error.kind(), "{}[{}] = \"{}\": {}", where, e.index, e.text, error.what());
       }
     }
+    if (!steps_.empty()) steps_.back().with_relu = nullptr;
     ESPALIER_CHECK(
         !shape_.is_image && shape_.channels == classes, ErrorKind::usage,
         "{}: the last layer gives {}, expected a vector of {}, one logit a class: end with \"linear(classes)\"", where,
@@ -271,7 +274,15 @@ class LayerList : public Network {
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
     Activation x = images;
-    for (const Step& step : steps_) x = step.name.empty() ? step.apply(x) : trace(step.name, step.apply(x));
+    for (std::size_t i = 0; i < steps_.size(); ++i) {
+      const Step& step = steps_[i];
+      if (step.with_relu && !trace.observed() && (x.is_images() || x.is_tiled())) {
+        x = step.with_relu(x);
+        ++i;  // the ReLU is done
+      } else {
+        x = step.name.empty() ? step.apply(x) : trace(step.name, step.apply(x));
+      }
+    }
     return x.plain();
   }
 
@@ -281,6 +292,7 @@ class LayerList : public Network {
   struct Step {
     std::string name;  // "" = not observed
     LayerFunction apply;
+    LayerFunction with_relu;  // this step and the ReLU after it in one pass over batch tiles, where there is one
   };
 
   void append(const Element& e) {
@@ -291,7 +303,7 @@ class LayerList : public Network {
     } else if (*e.kind->short_name != '\0') {
       name = fmt::format("{}{}", e.kind->short_name, ++count_[kind]);
     }
-    steps_.push_back({name, nullptr});
+    steps_.push_back({name, nullptr, nullptr});
     // relu may write in place on a tensor that nobody else holds and that no backward pass needs.
     const bool may_overwrite = may_overwrite_;
     may_overwrite_ = kind == "conv" || kind == "linear" || kind == "batchnorm" || kind == "maxpool" ||
@@ -315,20 +327,19 @@ class LayerList : public Network {
       const auto options =
           torch::nn::BatchNormOptions(shape_.channels).eps(e.number("eps")).momentum(e.number("momentum"));
       if (shape_.is_image)
-        module(torch::nn::BatchNorm2d(options));
+        batch_norm_module(torch::nn::BatchNorm2d(options));
       else
-        module(torch::nn::BatchNorm1d(options));
+        batch_norm_module(torch::nn::BatchNorm1d(options));
     } else if (kind == "dropout") {
       module(torch::nn::Dropout(e.number("p")), Entries::each);
     } else if (kind == "maxpool" || kind == "avgpool") {
       append_pool(e, kind == "maxpool");
     } else if (kind == "globalmaxpool" || kind == "globalavgpool") {
       need_image();
-      const bool max = kind == "globalmaxpool";
-      function([max](const Tensor& x) { return max ? x.amax({2, 3}) : x.mean({2, 3}); });
+      steps_.back().apply = kind == "globalmaxpool" ? &global_max : &global_average;
       shape_ = {false, shape_.channels};
     } else if (kind == "flatten") {
-      function([](const Tensor& x) { return x.flatten(1); });
+      steps_.back().apply = &flatten;
       shape_ = {false, shape_.count()};
     } else {
       function(activation(e, may_overwrite), Entries::each);
@@ -359,9 +370,9 @@ class LayerList : public Network {
     ESPALIER_CHECK(2 * padding[0] <= kernel[0] && 2 * padding[1] <= kernel[1], ErrorKind::usage,
                    "padding {}x{} is more than half the kernel {}x{}", padding[0], padding[1], kernel[0], kernel[1]);
     const Pair size = windows(kernel, stride, padding, {1, 1});
-    function([=](const Tensor& x) {
-      return max ? torch::max_pool2d(x, kernel, stride, padding) : torch::avg_pool2d(x, kernel, stride, padding);
-    });
+    steps_.back().apply = [max, pool = ops::Pool{kernel, stride, padding}](const Activation& x) {
+      return max ? max_pool(x, pool) : average_pool(x, pool);
+    };
     shape_ = {true, shape_.channels, size};
   }
 
@@ -387,6 +398,13 @@ class LayerList : public Network {
   void module(Holder holder, Entries entries = Entries::together) {
     register_module(steps_.back().name, holder);
     function([impl = holder.get()](const Tensor& x) { return impl->forward(x); }, entries);  // the registry keeps it
+  }
+  template <class Holder>
+  void batch_norm_module(Holder holder) {
+    register_module(steps_.back().name, holder);
+    auto* const impl = holder.get();
+    steps_.back().apply = [impl](const Activation& x) { return batch_norm(*impl, x); };
+    steps_.back().with_relu = [impl](const Activation& x) { return batch_norm(*impl, x, /*relu=*/true); };
   }
   void function(Function f, Entries entries = Entries::together) {
     if (entries == Entries::each)

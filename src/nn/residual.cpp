@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "nn/layers.h"
+
 namespace espalier::nn {
 namespace {
 
@@ -17,9 +19,18 @@ torch::nn::Conv2d conv(std::int64_t in, std::int64_t out, std::int64_t kernel, s
 
 // The ReLUs and sums below overwrite outputs of batch norm and convolution, which their backward passes do not need.
 
+/// A convolution of torch.
+Activation convolve(torch::nn::Conv2d& conv, const Activation& x) { return conv->forward(x.plain()); }
+
+/// ReLU after batch norm: in one pass over batch tiles, unless somebody wants to see what is between.
+Activation batch_norm_relu(torch::nn::BatchNorm2d& bn, const char* name, const Activation& x, const Trace& trace) {
+  if (x.is_images() && !trace.observed()) return batch_norm(*bn, x, /*relu=*/true);
+  return relu_over(trace(name, batch_norm(*bn, x)));
+}
+
 class ResidualBlock : public torch::nn::Module {
  public:
-  virtual Tensor forward(const Tensor& x, const Trace& trace) = 0;
+  virtual Activation forward(const Activation& x, const Trace& trace) = 0;
 };
 
 class BasicBlock : public ResidualBlock {
@@ -35,14 +46,14 @@ class BasicBlock : public ResidualBlock {
     register_module("shortcut", torch::nn::Sequential(shortcut_conv_, shortcut_bn_));
   }
 
-  Tensor forward(const Tensor& x, const Trace& trace) override {
-    Tensor y = trace("conv1", conv1_->forward(x));
-    y = trace("bn1", bn1_->forward(y)).relu_();
-    y = trace("conv2", conv2_->forward(y));
-    y = trace("bn2", bn2_->forward(y));
-    if (!shortcut_conv_) return y.add_(x).relu_();
-    const Tensor shortcut = trace("shortcut.0", shortcut_conv_->forward(x));
-    return y.add_(trace("shortcut.1", shortcut_bn_->forward(shortcut))).relu_();
+  Activation forward(const Activation& x, const Trace& trace) override {
+    Activation y = trace("conv1", convolve(conv1_, x));
+    y = batch_norm_relu(bn1_, "bn1", y, trace);
+    y = trace("conv2", convolve(conv2_, y));
+    y = trace("bn2", batch_norm(*bn2_, y));
+    if (!shortcut_conv_) return add_relu_over(y, x);
+    const Activation shortcut = trace("shortcut.0", convolve(shortcut_conv_, x));
+    return add_relu_over(y, trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut)));
   }
 
  private:
@@ -61,14 +72,14 @@ class PreActivationBlock : public ResidualBlock {
     if (in != out || stride != 1) shortcut_ = register_module("convShortcut", conv(in, out, 1, stride));
   }
 
-  Tensor forward(const Tensor& x, const Trace& trace) override {
-    const Tensor active = trace("bn1", bn1_->forward(x)).relu_();
-    Tensor y = trace("conv1", conv1_->forward(active));
-    y = trace("bn2", bn2_->forward(y)).relu_();
-    if (dropout_) y = trace("dropout", dropout_->forward(y));
-    y = trace("conv2", conv2_->forward(y));
+  Activation forward(const Activation& x, const Trace& trace) override {
+    const Activation active = batch_norm_relu(bn1_, "bn1", x, trace);
+    Activation y = trace("conv1", convolve(conv1_, active));
+    y = batch_norm_relu(bn2_, "bn2", y, trace);
+    if (dropout_) y = trace("dropout", y.map([&](const Tensor& data) { return dropout_->forward(data); }));
+    y = trace("conv2", convolve(conv2_, y));
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
-    return y.add_(shortcut_ ? trace("convShortcut", shortcut_->forward(active)) : x);
+    return add_over(y, shortcut_ ? trace("convShortcut", convolve(shortcut_, active)) : x);
   }
 
  private:
@@ -83,7 +94,7 @@ class Blocks {
   void add(std::string name, std::shared_ptr<ResidualBlock> block) {
     blocks_.push_back({std::move(name), std::move(block)});
   }
-  Tensor forward(Tensor x, const Trace& trace) const {
+  Activation forward(Activation x, const Trace& trace) const {
     for (const auto& [name, block] : blocks_) x = trace(name, block->forward(x, trace.inside(name)));
     return x;
   }
@@ -113,10 +124,10 @@ class ResNet20 : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Tensor x = trace("conv1", conv1_->forward(images));
-    x = trace("bn1", bn1_->forward(x)).relu_();
-    x = blocks_.forward(x, trace).mean({2, 3});
-    return trace("linear", linear_->forward(x));
+    Activation x = trace("conv1", convolve(conv1_, images));
+    x = batch_norm_relu(bn1_, "bn1", x, trace);
+    x = global_average(blocks_.forward(x, trace));
+    return trace("linear", linear_->forward(x.plain()));
   }
 
  private:
@@ -152,10 +163,10 @@ class WideResNet : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Tensor x = trace("conv1", conv1_->forward(images));
+    Activation x = trace("conv1", convolve(conv1_, images));
     x = blocks_.forward(x, trace);
-    x = trace("bn1", bn1_->forward(x)).relu_().mean({2, 3});
-    return trace("fc", fc_->forward(x));
+    x = global_average(batch_norm_relu(bn1_, "bn1", x, trace));
+    return trace("fc", fc_->forward(x.plain()));
   }
 
  private:

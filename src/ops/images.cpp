@@ -58,6 +58,48 @@ at::Tensor with_other_halo(const at::Tensor& images, const ImageLayout& layout, 
   return to;
 }
 
+/// Where the 16 images of a group stand in vector tiles of 64: feature 0, and the lanes from a feature to the next.
+struct Lanes16 {
+  std::int64_t offset, lanes;
+};
+Lanes16 place_of(std::int64_t group, const TileLayout& tiles) {
+  constexpr std::int64_t kGroups = kernels::kTileLanes / kImageLanes;
+  const std::int64_t tile = group / kGroups;
+  return {tiles.offset(tile) + group % kGroups * kImageLanes, tiles.lanes(tile)};
+}
+
+at::Tensor flattened(const at::Tensor& images, const ImageLayout& layout) {
+  const at::Tensor from = images.contiguous();
+  const TileLayout flat = layout.flat();
+  at::Tensor tiles = at::empty({flat.numel()}, images.options());
+  with_type(images, [&](auto zero) {
+    using T = decltype(zero);
+    const auto& k = kernels::active().images<T>();
+    each_plane(layout, [&](std::int64_t g, std::int64_t c) {
+      const auto [offset, lanes] = place_of(g, flat);
+      k.to_features(from.data_ptr<T>() + layout.offset(g, c), plane_of(layout),
+                    tiles.data_ptr<T>() + offset + c * layout.height * layout.width * lanes, lanes);
+    });
+  });
+  return tiles;
+}
+
+at::Tensor unflattened(const at::Tensor& tiles, const ImageLayout& layout) {
+  const at::Tensor from = tiles.contiguous();
+  const TileLayout flat = layout.flat();
+  at::Tensor images = at::empty({layout.numel()}, tiles.options());
+  with_type(tiles, [&](auto zero) {
+    using T = decltype(zero);
+    const auto& k = kernels::active().images<T>();
+    each_plane(layout, [&](std::int64_t g, std::int64_t c) {
+      const auto [offset, lanes] = place_of(g, flat);
+      k.from_features(from.data_ptr<T>() + offset + c * layout.height * layout.width * lanes, lanes, plane_of(layout),
+                      images.data_ptr<T>() + layout.offset(g, c));
+    });
+  });
+  return images;
+}
+
 struct ToImages : torch::autograd::Function<ToImages> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& nchw, const ImageLayout& layout) {
     ctx->saved_data["layout"] = saved(layout);
@@ -93,6 +135,57 @@ struct WithHalo : torch::autograd::Function<WithHalo> {
   }
 };
 
+struct ClearHalo : torch::autograd::Function<ClearHalo> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& images, const ImageLayout& layout) {
+    ctx->saved_data["layout"] = saved(layout);
+    return with_other_halo(images, layout, layout.halo);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    return {clear_halo(gradients[0], saved_layout(ctx->saved_data["layout"])), {}};
+  }
+};
+
+struct Add : torch::autograd::Function<Add> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a, const at::Tensor& b, const ImageLayout& layout,
+                            std::int64_t a_halo, std::int64_t b_halo, bool relu) {
+    const at::Tensor from_a = a.contiguous(), from_b = b.contiguous();
+    ImageLayout la = layout, lb = layout;
+    la.halo = a_halo;
+    lb.halo = b_halo;
+    at::Tensor y = at::empty({layout.numel()}, a.options());
+    with_type(a, [&](auto zero) {
+      using T = decltype(zero);
+      const auto& k = kernels::active().images<T>();
+      each_plane(layout, [&](std::int64_t g, std::int64_t c) {
+        k.add(from_a.data_ptr<T>() + la.offset(g, c), a_halo, from_b.data_ptr<T>() + lb.offset(g, c), b_halo,
+              plane_of(layout), relu, y.data_ptr<T>() + layout.offset(g, c));
+      });
+    });
+    if (relu) ctx->save_for_backward({y});
+    ctx->saved_data["layout"] = saved(layout);
+    ctx->saved_data["halos"] = std::vector<std::int64_t>{a_halo, b_halo};
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    at::Tensor g = gradients[0];
+    const auto variables = ctx->get_saved_variables();
+    if (!variables.empty()) g = at::threshold_backward(g, variables[0], 0);
+    const ImageLayout layout = saved_layout(ctx->saved_data["layout"]);
+    const auto halos = ctx->saved_data["halos"].toIntVector();
+    return {with_halo(g, layout, halos[0]), with_halo(g, layout, halos[1]), {}, {}, {}, {}};
+  }
+};
+
+struct Flatten : torch::autograd::Function<Flatten> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& images, const ImageLayout& layout) {
+    ctx->saved_data["layout"] = saved(layout);
+    return flattened(images, layout);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    return {unflattened(gradients[0], saved_layout(ctx->saved_data["layout"])), {}};
+  }
+};
+
 }  // namespace
 
 int ImageLayout::valid(std::int64_t group) const {
@@ -120,6 +213,30 @@ at::Tensor with_halo(const at::Tensor& images, const ImageLayout& layout, std::i
   check_images(images, layout);
   ESPALIER_CHECK(halo >= 0, ErrorKind::usage, "the halo of batch tiles is {}; expected 0 or more", halo);
   return halo == layout.halo ? images : WithHalo::apply(images, layout, halo);
+}
+
+at::Tensor clear_halo(const at::Tensor& images, const ImageLayout& layout) {
+  check_images(images, layout);
+  return layout.halo == 0 ? images : ClearHalo::apply(images, layout);
+}
+
+at::Tensor add(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
+               bool relu) {
+  check_images(a, a_layout);
+  check_images(b, b_layout);
+  ImageLayout layout = a_layout;
+  layout.halo = b_layout.halo;
+  ESPALIER_CHECK(layout == b_layout && a.scalar_type() == b.scalar_type(), ErrorKind::usage,
+                 "a sum of {} images of {}x{}x{} ({}) and {} of {}x{}x{} ({}): expected the same of both",
+                 a_layout.samples, a_layout.channels, a_layout.height, a_layout.width, c10::toString(a.scalar_type()),
+                 b_layout.samples, b_layout.channels, b_layout.height, b_layout.width, c10::toString(b.scalar_type()));
+  layout.halo = std::max(a_layout.halo, b_layout.halo);
+  return Add::apply(a, b, layout, a_layout.halo, b_layout.halo, relu);
+}
+
+at::Tensor flatten(const at::Tensor& images, const ImageLayout& layout) {
+  check_images(images, layout);
+  return Flatten::apply(images, layout);
 }
 
 }  // namespace espalier::ops

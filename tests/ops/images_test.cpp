@@ -1,45 +1,15 @@
 #include "espalier/ops/images.h"
 
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
 #include "espalier/core/error.h"
+#include "ops/tiled_images.h"
 
 namespace espalier::ops {
 namespace {
 
 using torch::Tensor;
-
-const auto kDouble = torch::TensorOptions().dtype(torch::kDouble);
-
-struct Shape {
-  std::int64_t samples, channels, height, width, halo;
-};
-// Ragged and full groups, odd sizes, images that are narrower than their halo; a batch without images.
-const Shape kShapes[] = {{1, 1, 1, 1, 0},  {5, 3, 7, 5, 1},  {16, 1, 4, 4, 2}, {17, 3, 9, 11, 1},
-                         {33, 2, 3, 1, 2}, {16, 5, 8, 8, 0}, {0, 3, 5, 4, 1},  {40, 4, 16, 17, 1}};
-
-Tensor images_of(const Shape& s, torch::ScalarType type = torch::kDouble) {
-  torch::manual_seed(1);
-  return torch::randn({s.samples, s.channels, s.height, s.width}, type);
-}
-
-/// The tiles as the header draws them: [groups, C, H + 2 halo, W + 2 halo, 16].
-Tensor drawn(const Tensor& images, const ImageLayout& l) {
-  return images.view({l.groups(), l.channels, l.height + 2 * l.halo, l.width + 2 * l.halo, kImageLanes});
-}
-
-/// The same, put together by torch.
-Tensor expected_tiles(const Tensor& nchw, const ImageLayout& l) {
-  using torch::indexing::Slice;
-  Tensor all = torch::zeros({l.groups() * kImageLanes, l.channels, l.height, l.width}, nchw.options());
-  all.index_put_({Slice(0, l.samples)}, nchw);
-  const Tensor padded = torch::constant_pad_nd(all, {l.halo, l.halo, l.halo, l.halo});
-  return padded.view({l.groups(), kImageLanes, l.channels, l.height + 2 * l.halo, l.width + 2 * l.halo})
-      .permute({0, 2, 3, 4, 1})
-      .contiguous();
-}
 
 TEST(Images, StandWhereTheLayoutSays) {
   for (const Shape& s : kShapes) {
@@ -93,17 +63,80 @@ TEST(Images, CarryGradientsBack) {
   }
 }
 
-TEST(Images, AreTheSameForAnyNumberOfThreads) {
-  const Tensor nchw = images_of({40, 9, 33, 35, 0}, torch::kFloat);
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const Tensor images = to_images(nchw, 1);
-  for (const int n : {2, 3}) {
-    at::set_num_threads(n);
-    EXPECT_TRUE(to_images(nchw, 1).equal(images));
-    EXPECT_TRUE(from_images(images, image_layout(nchw, 1)).equal(nchw));
+TEST(Images, TakeABatchWithoutImages) {
+  const Tensor nchw = torch::zeros({0, 3, 5, 4}).requires_grad_();
+  const ImageLayout layout = image_layout(nchw, 1);
+  const Tensor images = with_halo(to_images(nchw, 1), layout, 2);
+  EXPECT_EQ(images.numel(), 0);
+  const Tensor back = from_images(images, image_layout(nchw, 2));
+  EXPECT_EQ(back.sizes(), nchw.sizes());
+  back.sum().backward();
+  EXPECT_EQ(nchw.grad().sizes(), nchw.sizes());
+}
+
+TEST(Images, LoseWhatAFunctionLeavesInTheHalo) {
+  for (const Shape& s : kShapes) {
+    const Tensor nchw = images_of(s).requires_grad_();
+    const ImageLayout layout = image_layout(nchw, s.halo);
+    const Tensor images = to_images(nchw, s.halo);
+    images.retain_grad();
+    const Tensor y = clear_halo(images + 1, layout);
+    EXPECT_TRUE(halo_is_zero(y, layout));
+    EXPECT_TRUE(from_images(y, layout).equal(nchw + 1));
+    y.sum().backward();
+    EXPECT_TRUE(halo_is_zero(images.grad(), layout));
+    EXPECT_TRUE(nchw.grad().equal(torch::ones_like(nchw)));
   }
-  at::set_num_threads(threads);
+}
+
+TEST(Images, AddWhateverTheirHalos) {
+  for (const Shape& s : kShapes) {
+    for (const std::int64_t other : {0, 1, 2}) {
+      for (const bool relu : {false, true}) {
+        const Tensor a = images_of(s).requires_grad_(), b = torch::randn_like(a).requires_grad_();
+        const Tensor sum = relu ? torch::relu(a + b) : a + b;
+        const Tensor r = torch::randn_like(sum);
+        const auto expected = torch::autograd::grad({sum}, {a, b}, {r});
+
+        const ImageLayout la = image_layout(a, s.halo), lb = image_layout(b, other);
+        const ImageLayout out = image_layout(a, std::max(s.halo, other));
+        const Tensor ia = to_images(a, s.halo), ib = to_images(b, other);
+        const Tensor y = add(ia, la, ib, lb, relu);
+        EXPECT_TRUE(from_images(y, out).equal(sum));
+        EXPECT_TRUE(halo_is_zero(y, out));
+        const auto found = torch::autograd::grad({from_images(y, out)}, {a, b, ia, ib}, {r});
+        EXPECT_TRUE(found[0].equal(expected[0]));
+        EXPECT_TRUE(found[1].equal(expected[1]));
+        EXPECT_TRUE(drawn(found[2], la).equal(expected_tiles(expected[0], la)));  // halo, padding lanes: zero
+        EXPECT_TRUE(drawn(found[3], lb).equal(expected_tiles(expected[1], lb)));
+      }
+    }
+  }
+}
+
+TEST(Images, BecomeVectorsInTheOrderOfTorch) {
+  for (const Shape& s : kShapes) {
+    const Tensor nchw = images_of(s).requires_grad_();
+    const ImageLayout layout = image_layout(nchw, s.halo);
+    const Tensor images = to_images(nchw, s.halo);
+    const Tensor flat = from_tiles(flatten(images, layout), layout.flat());
+    EXPECT_TRUE(flat.equal(nchw.flatten(1)));
+    EXPECT_TRUE(flatten(images, layout).equal(to_tiles(nchw.flatten(1))));
+    const Tensor r = torch::randn_like(flat);
+    const auto found = torch::autograd::grad({flat}, {nchw, images}, {r});
+    EXPECT_TRUE(found[0].equal(r.view_as(nchw)));
+    EXPECT_TRUE(drawn(found[1], layout).equal(expected_tiles(found[0], layout)));
+  }
+}
+
+TEST(Images, AreTheSameForAnyNumberOfThreads) {
+  const Tensor nchw = images_of({40, 9, 33, 35, 1}, torch::kFloat);
+  with_threads([&] {
+    const Tensor images = to_images(nchw, 1);
+    const ImageLayout layout = image_layout(nchw, 1);
+    return std::vector<Tensor>{images, from_images(images, layout), with_halo(images, layout, 2),
+                               flatten(images, layout), add(images, layout, images, layout, true)};
+  });
 }
 
 TEST(Images, RefuseWhatIsNoBatchOfImages) {
@@ -111,6 +144,8 @@ TEST(Images, RefuseWhatIsNoBatchOfImages) {
   EXPECT_THROW(to_images(torch::zeros({3, 4, 5, 5}), -1), Error);
   EXPECT_THROW(to_images(torch::zeros({3, 4, 5, 5}, torch::kInt), 1), Error);
   EXPECT_THROW(from_images(torch::zeros({100}), {1, 1, 2, 2, 0}), Error);
+  EXPECT_THROW(add(torch::zeros({64}), {1, 1, 2, 2, 0}, torch::zeros({32}), {1, 1, 1, 2, 0}), Error);
+  EXPECT_THROW(flatten(torch::zeros({63}), {1, 1, 2, 2, 0}), Error);
   EXPECT_THROW(with_halo(torch::zeros({64}), {1, 1, 2, 2, 0}, -1), Error);
 }
 

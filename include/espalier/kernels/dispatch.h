@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "espalier/kernels/batch_norm.h"
 #include "espalier/kernels/images.h"
 #include "espalier/kernels/power.h"
 #include "espalier/kernels/sparse_conv.h"
@@ -16,6 +17,8 @@ namespace espalier::kernels {
 struct Table {
   const char* isa;
   bool (*runs_here)();
+  BatchNormKernels<float> batch_norm_f32;
+  BatchNormKernels<double> batch_norm_f64;
   ImageKernels<float> images_f32;
   ImageKernels<double> images_f64;
   PowerKernels<float> power_f32;
@@ -29,6 +32,13 @@ struct Table {
   /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
   std::int64_t (*multiply_adds)(std::int64_t rounds);
 
+  template <class T>
+  const BatchNormKernels<T>& batch_norm() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return batch_norm_f32;
+    else
+      return batch_norm_f64;
+  }
   template <class T>
   const ImageKernels<T>& images() const {
     if constexpr (sizeof(T) == sizeof(float))

@@ -37,6 +37,9 @@ class Network : public torch::nn::Module {
     Trace() = default;
     explicit Trace(const Observer& observer) : observer_(&observer) {}
 
+    /// Then every layer hands over what it computes alone, and nothing is fused.
+    bool observed() const { return observer_ != nullptr; }
+
     template <class Name>
     torch::Tensor operator()(const Name& layer, torch::Tensor output) const {
       if (observer_ != nullptr) (*observer_)(prefix_ + layer, output);

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "espalier/kernels/images.h"
+#include "espalier/ops/tiles.h"
 
 namespace espalier::ops {
 
@@ -33,6 +34,7 @@ struct ImageLayout {
     return (group * channels + channel) * plane() * kImageLanes;
   }
   std::int64_t numel() const { return groups() * channels * plane() * kImageLanes; }
+  TileLayout flat() const { return {samples, channels * height * width}; }  ///< what flatten gives
   bool operator==(const ImageLayout& o) const {
     return samples == o.samples && channels == o.channels && height == o.height && width == o.width && halo == o.halo;
   }
@@ -50,5 +52,17 @@ at::Tensor from_images(const at::Tensor& images, const ImageLayout& layout);
 
 /// The same images with another halo; the same tensor where they have it already. Differentiable.
 at::Tensor with_halo(const at::Tensor& images, const ImageLayout& layout, std::int64_t halo);
+
+/// The same tensor with a halo of zeros, for functions that map 0 to something else. Differentiable.
+at::Tensor clear_halo(const at::Tensor& images, const ImageLayout& layout);
+
+/// a + b, or max(0, a + b), of the same images with a halo each; the result has the larger one. Differentiable.
+/// Throws Error(usage) for different images.
+at::Tensor add(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
+               bool relu = false);
+
+/// images -> vector tiles of [N, C * H * W] (ops/tiles.h), the features in the order of a flattened [N, C, H, W].
+/// Differentiable.
+at::Tensor flatten(const at::Tensor& images, const ImageLayout& layout);
 
 }  // namespace espalier::ops

@@ -1,0 +1,95 @@
+#include "nn/layers.h"
+
+#include <torch/torch.h>
+
+#include "espalier/ops/batch_norm.h"
+
+namespace espalier::nn {
+namespace {
+
+/// The arguments that a module of torch hands to torch::batch_norm, after counting the batch.
+template <class Module>
+ops::BatchNorm arguments_of(Module& module) {
+  const bool tracks = module.options.track_running_stats();
+  ops::BatchNorm norm;
+  norm.weight = module.weight;
+  norm.bias = module.bias;
+  norm.running_mean = module.running_mean;
+  norm.running_var = module.running_var;
+  norm.training = module.is_training() || !tracks;
+  norm.eps = module.options.eps();
+  norm.momentum = module.options.momentum().value_or(0);
+  if (module.is_training() && tracks && module.num_batches_tracked.defined()) {
+    module.num_batches_tracked += 1;
+    // Without a momentum, the mean over all batches.
+    if (!module.options.momentum()) norm.momentum = 1 / module.num_batches_tracked.template item<double>();
+  }
+  return norm;
+}
+
+template <class Module>
+Activation normalised(Module& module, const Activation& x, bool relu) {
+  if (x.is_images()) {
+    return {ops::batch_norm(x.data(), x.image_layout(), arguments_of(module), relu), x.image_layout()};
+  }
+  if (x.is_tiled()) return {ops::batch_norm(x.data(), x.tile_layout(), arguments_of(module), relu), x.tile_layout()};
+  const at::Tensor y = module.forward(x.data());
+  return relu ? y.relu_() : y;
+}
+
+Activation sum(const Activation& y, const Activation& x, bool relu) {
+  if (!y.is_images() && !x.is_images()) {
+    const at::Tensor total = y.plain().add_(x.plain());
+    return relu ? total.relu_() : total;
+  }
+  const Activation a = y.images(0), b = x.images(0);
+  ops::ImageLayout layout = a.image_layout();
+  layout.halo = std::max(layout.halo, b.image_layout().halo);
+  return {ops::add(a.data(), a.image_layout(), b.data(), b.image_layout(), relu), layout};
+}
+
+}  // namespace
+
+Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu) {
+  return normalised(module, x, relu);
+}
+Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu) {
+  return normalised(module, x, relu);
+}
+
+Activation relu_over(const Activation& x) {
+  return x.map([](at::Tensor data) { return data.relu_(); });
+}
+
+Activation add_over(const Activation& y, const Activation& x) { return sum(y, x, false); }
+Activation add_relu_over(const Activation& y, const Activation& x) { return sum(y, x, true); }
+
+Activation max_pool(const Activation& x, const ops::Pool& pool) {
+  if (!x.is_images()) return torch::max_pool2d(x.plain(), pool.kernel, pool.stride, pool.padding);
+  return {ops::max_pool(x.data(), x.image_layout(), pool), ops::pooled(x.image_layout(), pool)};
+}
+
+Activation average_pool(const Activation& x, const ops::Pool& pool) {
+  if (!x.is_images()) return torch::avg_pool2d(x.plain(), pool.kernel, pool.stride, pool.padding);
+  return {ops::average_pool(x.data(), x.image_layout(), pool), ops::pooled(x.image_layout(), pool)};
+}
+
+Activation global_average(const Activation& x) {
+  if (!x.is_images()) return x.plain().mean({2, 3});
+  const ops::ImageLayout& layout = x.image_layout();
+  return {ops::global_average(x.data(), layout), ops::TileLayout{layout.samples, layout.channels}};
+}
+
+Activation global_max(const Activation& x) {
+  if (!x.is_images()) return x.plain().amax({2, 3});
+  const ops::ImageLayout& layout = x.image_layout();
+  return {ops::global_max(x.data(), layout), ops::TileLayout{layout.samples, layout.channels}};
+}
+
+Activation flatten(const Activation& x) {
+  if (x.is_images()) return {ops::flatten(x.data(), x.image_layout()), x.image_layout().flat()};
+  if (x.is_tiled()) return x;
+  return x.plain().flatten(1);
+}
+
+}  // namespace espalier::nn

@@ -1,0 +1,196 @@
+#include "espalier/ops/batch_norm.h"
+
+#include <torch/torch.h>
+
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "ops/image_planes.h"
+
+namespace espalier::ops {
+namespace {
+
+using kernels::ChannelPiece;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// Where the channels of a batch stand.
+struct Channels : torch::CustomClassHolder {
+  std::vector<ChannelPiece> pieces;
+  std::int64_t count = 0;   // channels
+  std::int64_t values = 0;  // of a channel, without padding
+  ImageLayout images;       // for its halo
+
+  kernels::Channel channel(std::int64_t c) const {
+    return {pieces.data(), static_cast<std::int64_t>(pieces.size()), c};
+  }
+};
+
+c10::intrusive_ptr<Channels> channels_of(const ImageLayout& l) {
+  auto channels = c10::make_intrusive<Channels>();
+  channels->count = l.channels;
+  channels->values = l.samples * l.height * l.width;
+  channels->images = l;
+  for (std::int64_t g = 0; g < l.groups(); ++g) {
+    channels->pieces.push_back({l.offset(g, 0) + l.halo * (l.row() + 1) * kImageLanes, l.plane() * kImageLanes,
+                                l.height, l.row() * kImageLanes, l.width, l.valid(g)});
+  }
+  return channels;
+}
+
+c10::intrusive_ptr<Channels> channels_of(const TileLayout& l) {
+  auto channels = c10::make_intrusive<Channels>();
+  channels->count = l.features;
+  channels->values = l.samples;
+  for (std::int64_t t = 0; t < l.tiles(); ++t) {
+    const std::int64_t full = l.valid(t) / kImageLanes, lanes = l.lanes(t);
+    const int rest = l.valid(t) % kImageLanes;
+    if (full > 0) channels->pieces.push_back({l.offset(t), lanes, 1, 0, full, kImageLanes});
+    if (rest > 0) channels->pieces.push_back({l.offset(t) + full * kImageLanes, lanes, 1, 0, 1, rest});
+  }
+  return channels;
+}
+
+/// f(channel) for all, in parallel.
+template <class F>
+void each_channel(const Channels& channels, const F& f) {
+  const std::int64_t grain = kImageGrain / std::max<std::int64_t>(1, channels.values) + 1;
+  at::parallel_for(0, channels.count, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t c = begin; c < end; ++c) f(c);
+  });
+}
+
+template <class T>
+void clear_halos(const Channels& channels, std::int64_t c, T* entries) {
+  const ImageLayout& l = channels.images;
+  if (l.halo == 0) return;
+  for (std::int64_t g = 0; g < l.groups(); ++g) {
+    kernels::active().images<T>().clear_halo(plane_of(l), entries + l.offset(g, c));
+  }
+}
+
+/// The entry of a channel, or what stands for it where there is no tensor.
+template <class T>
+T entry(const at::Tensor& of_channels, std::int64_t c, double otherwise) {
+  return of_channels.defined() ? of_channels.data_ptr<T>()[c] : static_cast<T>(otherwise);
+}
+
+template <class T>
+kernels::ChannelScale<T> scale_of(const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean,
+                                  const at::Tensor& invstd, std::int64_t c, bool relu) {
+  return {mean.data_ptr<T>()[c], entry<T>(weight, c, 1) * invstd.data_ptr<T>()[c], entry<T>(bias, c, 0), relu};
+}
+
+struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const c10::optional<at::Tensor>& weight,
+                            const c10::optional<at::Tensor>& bias, const BatchNorm& norm,
+                            const c10::intrusive_ptr<Channels>& channels, bool relu) {
+    const at::Tensor x = input.contiguous();
+    const at::Tensor w = weight ? weight->contiguous() : at::Tensor(), b = bias ? bias->contiguous() : at::Tensor();
+    at::Tensor y = at::empty_like(x);
+    at::Tensor mean = at::empty({channels->count}, x.options()), invstd = at::empty({channels->count}, x.options());
+    with_type(x, [&](auto zero) {
+      using T = decltype(zero);
+      const auto& k = kernels::active().batch_norm<T>();
+      each_channel(*channels, [&](std::int64_t c) {
+        double m = 0, variance = 0;
+        if (norm.training && channels->values > 0) {
+          k.moments(x.data_ptr<T>(), channels->channel(c), &m, &variance);
+          update_running<T>(norm, c, m, variance, channels->values);
+        } else if (!norm.training) {
+          m = static_cast<double>(norm.running_mean.data_ptr<T>()[c]);
+          variance = static_cast<double>(norm.running_var.data_ptr<T>()[c]);
+        }
+        mean.data_ptr<T>()[c] = static_cast<T>(m);
+        invstd.data_ptr<T>()[c] = static_cast<T>(1 / std::sqrt(variance + norm.eps));
+        clear_halos(*channels, c, y.data_ptr<T>());
+        k.normalise(x.data_ptr<T>(), channels->channel(c), scale_of<T>(w, b, mean, invstd, c, relu), y.data_ptr<T>());
+      });
+    });
+    ctx->save_for_backward({x, w, b, mean, invstd});
+    ctx->saved_data["channels"] = c10::IValue::make_capsule(channels);
+    ctx->saved_data["training"] = norm.training;
+    ctx->saved_data["relu"] = relu;
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &x = saved[0], &w = saved[1], &b = saved[2], &mean = saved[3], &invstd = saved[4];
+    const auto capsule = ctx->saved_data["channels"].toCapsule();
+    const auto& channels = static_cast<const Channels&>(*capsule);
+    const bool training = ctx->saved_data["training"].toBool(), relu = ctx->saved_data["relu"].toBool();
+    const at::Tensor dy = gradients[0].contiguous();
+    at::Tensor dx = at::empty_like(x);
+    at::Tensor dweight = at::empty_like(mean), dbias = at::empty_like(mean);
+    with_type(x, [&](auto zero) {
+      using T = decltype(zero);
+      const auto& k = kernels::active().batch_norm<T>();
+      each_channel(channels, [&](std::int64_t c) {
+        const auto by = scale_of<T>(w, b, mean, invstd, c, relu);
+        double sum = 0, product = 0;
+        k.gradient_sums(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, &sum, &product);
+        const auto inv = static_cast<double>(invstd.data_ptr<T>()[c]), n = static_cast<double>(channels.values);
+        dbias.data_ptr<T>()[c] = static_cast<T>(sum);
+        dweight.data_ptr<T>()[c] = static_cast<T>(product * inv);
+        // dx = (g - mean of g - xhat (mean of g xhat)) scale; statistics that are constants have no gradient.
+        const T level = training ? static_cast<T>(sum / n) : T(0);
+        const T slope = training ? static_cast<T>(product / n * inv * inv) : T(0);
+        clear_halos(channels, c, dx.data_ptr<T>());
+        k.input_gradient(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, level, slope, dx.data_ptr<T>());
+      });
+    });
+    return {dx, w.defined() ? dweight : at::Tensor(), b.defined() ? dbias : at::Tensor(), {}, {}, {}};
+  }
+
+  template <class T>
+  static void update_running(const BatchNorm& norm, std::int64_t c, double mean, double variance, std::int64_t values) {
+    const auto update = [&](const at::Tensor& running, double now) {
+      if (!running.defined()) return;
+      T& r = running.data_ptr<T>()[c];
+      r = static_cast<T>((1 - norm.momentum) * static_cast<double>(r) + norm.momentum * now);
+    };
+    const auto n = static_cast<double>(values);
+    update(norm.running_mean, mean);
+    update(norm.running_var, variance * n / (n - 1));
+  }
+};
+
+at::Tensor checked(const at::Tensor& x, const c10::intrusive_ptr<Channels>& channels, const BatchNorm& norm,
+                   bool relu) {
+  for (const at::Tensor* t : {&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var}) {
+    ESPALIER_CHECK(!t->defined() || (t->dim() == 1 && t->size(0) == channels->count), ErrorKind::usage,
+                   "batch norm: {} channels come in; its weight, bias and statistics are for [{}]", channels->count,
+                   fmt::join(t->sizes(), ", "));
+    ESPALIER_CHECK(!t->defined() || t->scalar_type() == x.scalar_type(), ErrorKind::usage,
+                   "batch norm: the input is {}, its weight, bias or statistics {}; convert one of them",
+                   c10::toString(x.scalar_type()), c10::toString(t->scalar_type()));
+  }
+  for (const at::Tensor* t : {&norm.running_mean, &norm.running_var}) {
+    ESPALIER_CHECK(!t->defined() || t->is_contiguous(), ErrorKind::usage,
+                   "batch norm: running statistics must be contiguous");
+    ESPALIER_CHECK(norm.training || t->defined(), ErrorKind::usage,
+                   "batch norm: there are no running statistics to evaluate with; set training");
+  }
+  ESPALIER_CHECK(!norm.training || channels->values != 1, ErrorKind::usage,
+                 "batch norm: one value a channel has no variance to train with; take larger batches or eval()");
+  const auto optional = [](const at::Tensor& t) { return t.defined() ? c10::optional<at::Tensor>(t) : c10::nullopt; };
+  return FusedBatchNorm::apply(x, optional(norm.weight), optional(norm.bias), norm, channels, relu);
+}
+
+}  // namespace
+
+at::Tensor batch_norm(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu) {
+  check_images(images, layout);
+  return checked(images, channels_of(layout), norm, relu);
+}
+
+at::Tensor batch_norm(const at::Tensor& tiles, const TileLayout& layout, const BatchNorm& norm, bool relu) {
+  ESPALIER_CHECK(tiles.dim() == 1 && tiles.numel() == layout.numel(), ErrorKind::usage,
+                 "tiles of {} samples with {} features have {} entries; found {}", layout.samples, layout.features,
+                 layout.numel(), tiles.numel());
+  return checked(tiles, channels_of(layout), norm, relu);
+}
+
+}  // namespace espalier::ops
