@@ -54,8 +54,9 @@ const at::Tensor* find(const NamedTensors& tensors, const std::string& key) {
 
 }  // namespace
 
-CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type)
-    : SparseWeight(std::move(name), std::move(shape), 0) {
+CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type,
+                                   std::optional<kernels::ConvShape> conv)
+    : SparseWeight(std::move(name), std::move(shape), 0), conv_(conv) {
   ESPALIER_CHECK(this->shape().size() >= 2 && numel() > 0, ErrorKind::usage,
                  "{}: compressed storage takes weights [out, in, …] of positive sizes; found [{}]", this->name(),
                  fmt::join(this->shape(), ", "));
@@ -66,13 +67,6 @@ CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> s
   columns_ = numel() / rows_;
   values_ = torch::empty({0}, type).set_requires_grad(true);
   phi_ = values_;
-}
-
-CompressedWeight::CompressedWeight(std::string name, const kernels::ConvShape& shape, at::ScalarType type)
-    : CompressedWeight(std::move(name),
-                       std::vector<std::int64_t>{shape.out, shape.in / shape.groups, shape.kernel[0], shape.kernel[1]},
-                       type) {
-  conv_ = shape;
 }
 
 void CompressedWeight::set_draw(Draw draw) {

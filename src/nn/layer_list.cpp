@@ -11,7 +11,6 @@
 
 #include "espalier/core/error.h"
 #include "espalier/nn/activation.h"
-#include "espalier/nn/sparse_linear.h"
 #include "nn/layers.h"
 
 namespace espalier::nn {
@@ -314,14 +313,7 @@ class LayerList : public Network {
     } else if (kind == "linear") {
       ESPALIER_CHECK(!shape_.is_image, ErrorKind::usage, "gets {}; put \"flatten\" or \"globalavgpool\" before it",
                      shape_.text());
-      const auto options = torch::nn::LinearOptions(shape_.channels, e.integer("outputs")).bias(e.flag("bias"));
-      if (compressed_(steps_.back().name)) {
-        const auto layer = std::make_shared<SparseLinearImpl>(options);
-        register_module(steps_.back().name, layer);
-        steps_.back().apply = [impl = layer.get()](const Activation& x) { return impl->forward(x); };
-      } else {
-        module(torch::nn::Linear(options));
-      }
+      weights(torch::nn::LinearOptions(shape_.channels, e.integer("outputs")).bias(e.flag("bias")));
       shape_.channels = e.integer("outputs");
     } else if (kind == "batchnorm") {
       const auto options =
@@ -355,12 +347,12 @@ class LayerList : public Network {
     const Pair kernel = e.pair("kernel"), stride = e.pair("stride"), padding = e.pair("padding"),
                dilation = e.pair("dilation");
     const Pair size = windows(kernel, stride, padding, dilation);
-    module(torch::nn::Conv2d(torch::nn::Conv2dOptions(shape_.channels, outputs, list(kernel))
-                                 .stride(list(stride))
-                                 .padding(list(padding))
-                                 .dilation(list(dilation))
-                                 .groups(groups)
-                                 .bias(e.flag("bias"))));
+    weights(torch::nn::Conv2dOptions(shape_.channels, outputs, list(kernel))
+                .stride(list(stride))
+                .padding(list(padding))
+                .dilation(list(dilation))
+                .groups(groups)
+                .bias(e.flag("bias")));
     shape_ = {true, outputs, size};
   }
 
@@ -398,6 +390,13 @@ class LayerList : public Network {
   void module(Holder holder, Entries entries = Entries::together) {
     register_module(steps_.back().name, holder);
     function([impl = holder.get()](const Tensor& x) { return impl->forward(x); }, entries);  // the registry keeps it
+  }
+  template <class Options>
+  void weights(const Options& options) {
+    Step& step = steps_.back();
+    const WeightLayer layer = weight_layer(options, compressed_(step.name));
+    register_module(step.name, layer.module);
+    step.apply = layer.apply;
   }
   template <class Holder>
   void batch_norm_module(Holder holder) {

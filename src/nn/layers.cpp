@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include "espalier/nn/sparse_conv.h"
+#include "espalier/nn/sparse_linear.h"
 #include "espalier/ops/batch_norm.h"
 
 namespace espalier::nn {
@@ -48,7 +50,25 @@ Activation sum(const Activation& y, const Activation& x, bool relu) {
   return {ops::add(a.data(), a.image_layout(), b.data(), b.image_layout(), relu), layout};
 }
 
+/// The module keeps itself alive where it is registered; a plain one gives and takes plain tensors.
+template <class Dense, class Sparse, class Options>
+WeightLayer made(const Options& options, bool compressed) {
+  if (compressed) {
+    const auto sparse = std::make_shared<Sparse>(options);
+    return {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }};
+  }
+  const auto dense = std::make_shared<Dense>(options);
+  return {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }};
+}
+
 }  // namespace
+
+WeightLayer weight_layer(const torch::nn::Conv2dOptions& options, bool compressed) {
+  return made<torch::nn::Conv2dImpl, SparseConv2dImpl>(options, compressed);
+}
+WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compressed) {
+  return made<torch::nn::LinearImpl, SparseLinearImpl>(options, compressed);
+}
 
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu) {
   return normalised(module, x, relu);

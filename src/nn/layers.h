@@ -1,13 +1,30 @@
-// Layers without weights, and batch norm, on whatever comes: plain tensors go through torch, batch tiles stay batch
-// tiles. Private to nn/.
+// Layers on whatever comes: plain tensors go through torch, batch tiles stay batch tiles where the layer knows them.
+// Private to nn/.
 #pragma once
 
 #include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
+
+#include <functional>
+#include <memory>
 
 #include "espalier/nn/activation.h"
 #include "espalier/ops/pool.h"
 
 namespace espalier::nn {
+
+/// A layer with a weight in either storage: the module to register, and what it computes.
+struct WeightLayer {
+  std::shared_ptr<torch::nn::Module> module;
+  std::function<Activation(const Activation&)> apply;
+
+  Activation operator()(const Activation& x) const { return apply(x); }
+  explicit operator bool() const { return module != nullptr; }
+};
+
+WeightLayer weight_layer(const torch::nn::Conv2dOptions& options, bool compressed);
+WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compressed);
 
 /// What `module` computes, its statistics updated as it does; in tiles max(0, .) of it in the same pass, where asked.
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu = false);

@@ -95,10 +95,10 @@ std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, s
   if (o.name == "lenet-5") return list(kLenet5);
   if (o.name == "mnist-cnn") return list(kMnistCnn);
   if (o.name == "cifar10-cnn") return list(kCifar10Cnn);
-  if (o.name == "wrn-28-2") return make_wrn_28_2(input, classes, o.dropout);
+  if (o.name == "wrn-28-2") return make_wrn_28_2(input, classes, o.dropout, compressed);
   if (o.name == "resnet20") {
     refuse_dropout("set 0");
-    return make_resnet20(input, classes);
+    return make_resnet20(input, classes, compressed);
   }
   ESPALIER_ASSERT(o.name == "layers");
   refuse_dropout("write \"dropout(p)\" into model.layers where it belongs");

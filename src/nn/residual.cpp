@@ -13,14 +13,13 @@ namespace {
 using torch::Tensor;
 using Trace = Network::Trace;
 
-torch::nn::Conv2d conv(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride) {
-  return torch::nn::Conv2d(torch::nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));
+/// A convolution without bias that keeps the size of the image, but for its stride.
+WeightLayer conv(std::int64_t in, std::int64_t out, std::int64_t kernel, std::int64_t stride, bool compressed) {
+  return weight_layer(torch::nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false),
+                      compressed);
 }
 
 // The ReLUs and sums below overwrite outputs of batch norm and convolution, which their backward passes do not need.
-
-/// A convolution of torch.
-Activation convolve(torch::nn::Conv2d& conv, const Activation& x) { return conv->forward(x.plain()); }
 
 /// ReLU after batch norm: in one pass over batch tiles, unless somebody wants to see what is between.
 Activation batch_norm_relu(torch::nn::BatchNorm2d& bn, const char* name, const Activation& x, const Trace& trace) {
@@ -35,58 +34,72 @@ class ResidualBlock : public torch::nn::Module {
 
 class BasicBlock : public ResidualBlock {
  public:
-  BasicBlock(std::int64_t in, std::int64_t out, std::int64_t stride) {
-    conv1_ = register_module("conv1", conv(in, out, 3, stride));
+  BasicBlock(std::int64_t in, std::int64_t out, std::int64_t stride, const Compress& compressed) {
+    conv1_ = conv(in, out, 3, stride, compressed("conv1"));
+    register_module("conv1", conv1_.module);
     bn1_ = register_module("bn1", torch::nn::BatchNorm2d(out));
-    conv2_ = register_module("conv2", conv(out, out, 3, 1));
+    conv2_ = conv(out, out, 3, 1, compressed("conv2"));
+    register_module("conv2", conv2_.module);
     bn2_ = register_module("bn2", torch::nn::BatchNorm2d(out));
     if (in == out && stride == 1) return;
-    shortcut_conv_ = conv(in, out, 1, stride);
+    shortcut_conv_ = conv(in, out, 1, stride, compressed("shortcut.0"));
     shortcut_bn_ = torch::nn::BatchNorm2d(out);
-    register_module("shortcut", torch::nn::Sequential(shortcut_conv_, shortcut_bn_));
+    const auto shortcut = register_module("shortcut", torch::nn::ModuleList());
+    shortcut->push_back(shortcut_conv_.module);
+    shortcut->push_back(shortcut_bn_.ptr());
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
-    Activation y = trace("conv1", convolve(conv1_, x));
+    Activation y = trace("conv1", conv1_(x));
     y = batch_norm_relu(bn1_, "bn1", y, trace);
-    y = trace("conv2", convolve(conv2_, y));
+    y = trace("conv2", conv2_(y));
     y = trace("bn2", batch_norm(*bn2_, y));
     if (!shortcut_conv_) return add_relu_over(y, x);
-    const Activation shortcut = trace("shortcut.0", convolve(shortcut_conv_, x));
+    const Activation shortcut = trace("shortcut.0", shortcut_conv_(x));
     return add_relu_over(y, trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut)));
   }
 
  private:
-  torch::nn::Conv2d conv1_{nullptr}, conv2_{nullptr}, shortcut_conv_{nullptr};
+  WeightLayer conv1_, conv2_, shortcut_conv_;
   torch::nn::BatchNorm2d bn1_{nullptr}, bn2_{nullptr}, shortcut_bn_{nullptr};
 };
 
 class PreActivationBlock : public ResidualBlock {
  public:
-  PreActivationBlock(std::int64_t in, std::int64_t out, std::int64_t stride, double dropout) {
+  PreActivationBlock(std::int64_t in, std::int64_t out, std::int64_t stride, double dropout,
+                     const Compress& compressed) {
     bn1_ = register_module("bn1", torch::nn::BatchNorm2d(in));
-    conv1_ = register_module("conv1", conv(in, out, 3, stride));
+    conv1_ = conv(in, out, 3, stride, compressed("conv1"));
+    register_module("conv1", conv1_.module);
     bn2_ = register_module("bn2", torch::nn::BatchNorm2d(out));
-    conv2_ = register_module("conv2", conv(out, out, 3, 1));
+    conv2_ = conv(out, out, 3, 1, compressed("conv2"));
+    register_module("conv2", conv2_.module);
     if (dropout > 0) dropout_ = register_module("dropout", torch::nn::Dropout(dropout));
-    if (in != out || stride != 1) shortcut_ = register_module("convShortcut", conv(in, out, 1, stride));
+    if (in == out && stride == 1) return;
+    shortcut_ = conv(in, out, 1, stride, compressed("convShortcut"));
+    register_module("convShortcut", shortcut_.module);
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
     const Activation active = batch_norm_relu(bn1_, "bn1", x, trace);
-    Activation y = trace("conv1", convolve(conv1_, active));
+    Activation y = trace("conv1", conv1_(active));
     y = batch_norm_relu(bn2_, "bn2", y, trace);
     if (dropout_) y = trace("dropout", y.map([&](const Tensor& data) { return dropout_->forward(data); }));
-    y = trace("conv2", convolve(conv2_, y));
+    y = trace("conv2", conv2_(y));
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
-    return add_over(y, shortcut_ ? trace("convShortcut", convolve(shortcut_, active)) : x);
+    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(active)) : x);
   }
 
  private:
-  torch::nn::Conv2d conv1_{nullptr}, conv2_{nullptr}, shortcut_{nullptr};
+  WeightLayer conv1_, conv2_, shortcut_;
   torch::nn::BatchNorm2d bn1_{nullptr}, bn2_{nullptr};
   torch::nn::Dropout dropout_{nullptr};
 };
+
+/// For the layers of a block.
+Compress inside(const std::string& block, const Compress& compressed) {
+  return [&compressed, block](const std::string& layer) { return compressed(block + "." + layer); };
+}
 
 /// The blocks of a network and the names under which they report.
 class Blocks {
@@ -105,52 +118,58 @@ class Blocks {
 
 class ResNet20 : public Network {
  public:
-  ResNet20(const InputShape& input, std::int64_t classes) : Network(input, classes) {
-    conv1_ = register_module("conv1", conv(input.channels, 16, 3, 1));
+  ResNet20(const InputShape& input, std::int64_t classes, const Compress& compressed) : Network(input, classes) {
+    conv1_ = conv(input.channels, 16, 3, 1, compressed("conv1"));
+    register_module("conv1", conv1_.module);
     bn1_ = register_module("bn1", torch::nn::BatchNorm2d(16));
     std::int64_t in = 16;
     for (const int stage : {1, 2, 3}) {
       const std::int64_t out = 8 << stage;
       const auto layer = register_module(fmt::format("layer{}", stage), torch::nn::ModuleList());
       for (const int i : {0, 1, 2}) {
-        const auto block = std::make_shared<BasicBlock>(in, out, i == 0 && stage > 1 ? 2 : 1);
+        const auto name = fmt::format("layer{}.{}", stage, i);
+        const auto block = std::make_shared<BasicBlock>(in, out, i == 0 && stage > 1 ? 2 : 1, inside(name, compressed));
         layer->push_back(block);
-        blocks_.add(fmt::format("layer{}.{}", stage, i), block);
+        blocks_.add(name, block);
         in = out;
       }
     }
-    linear_ = register_module("linear", torch::nn::Linear(in, classes));
+    linear_ = weight_layer(torch::nn::LinearOptions(in, classes), compressed("linear"));
+    register_module("linear", linear_.module);
   }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", convolve(conv1_, images));
+    Activation x = trace("conv1", conv1_(images));
     x = batch_norm_relu(bn1_, "bn1", x, trace);
     x = global_average(blocks_.forward(x, trace));
-    return trace("linear", linear_->forward(x.plain()));
+    return trace("linear", linear_(x)).plain();
   }
 
  private:
-  torch::nn::Conv2d conv1_{nullptr};
+  WeightLayer conv1_, linear_;
   torch::nn::BatchNorm2d bn1_{nullptr};
   Blocks blocks_;
-  torch::nn::Linear linear_{nullptr};
 };
 
 class WideResNet : public Network {
  public:
-  WideResNet(std::int64_t depth, std::int64_t widen, const InputShape& input, std::int64_t classes, double dropout)
+  WideResNet(std::int64_t depth, std::int64_t widen, const InputShape& input, std::int64_t classes, double dropout,
+             const Compress& compressed)
       : Network(input, classes) {
     const std::int64_t blocks_per_stage = (depth - 4) / 6;
-    conv1_ = register_module("conv1", conv(input.channels, 16, 3, 1));
+    conv1_ = conv(input.channels, 16, 3, 1, compressed("conv1"));
+    register_module("conv1", conv1_.module);
     std::int64_t in = 16;
     for (const int stage : {1, 2, 3}) {
       const std::int64_t out = (8 << stage) * widen;
       torch::nn::ModuleList layer;
       for (std::int64_t i = 0; i < blocks_per_stage; ++i) {
-        const auto block = std::make_shared<PreActivationBlock>(in, out, i == 0 && stage > 1 ? 2 : 1, dropout);
+        const auto name = fmt::format("block{}.layer.{}", stage, i);
+        const auto block = std::make_shared<PreActivationBlock>(in, out, i == 0 && stage > 1 ? 2 : 1, dropout,
+                                                                inside(name, compressed));
         layer->push_back(block);
-        blocks_.add(fmt::format("block{}.layer.{}", stage, i), block);
+        blocks_.add(name, block);
         in = out;
       }
       const auto group = std::make_shared<torch::nn::Module>("group");
@@ -158,32 +177,33 @@ class WideResNet : public Network {
       register_module(fmt::format("block{}", stage), group);
     }
     bn1_ = register_module("bn1", torch::nn::BatchNorm2d(in));
-    fc_ = register_module("fc", torch::nn::Linear(in, classes));
+    fc_ = weight_layer(torch::nn::LinearOptions(in, classes), compressed("fc"));
+    register_module("fc", fc_.module);
   }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", convolve(conv1_, images));
+    Activation x = trace("conv1", conv1_(images));
     x = blocks_.forward(x, trace);
     x = global_average(batch_norm_relu(bn1_, "bn1", x, trace));
-    return trace("fc", fc_->forward(x.plain()));
+    return trace("fc", fc_(x)).plain();
   }
 
  private:
-  torch::nn::Conv2d conv1_{nullptr};
+  WeightLayer conv1_, fc_;
   Blocks blocks_;
   torch::nn::BatchNorm2d bn1_{nullptr};
-  torch::nn::Linear fc_{nullptr};
 };
 
 }  // namespace
 
-std::shared_ptr<Network> make_resnet20(const InputShape& input, std::int64_t classes) {
-  return std::make_shared<ResNet20>(input, classes);
+std::shared_ptr<Network> make_resnet20(const InputShape& input, std::int64_t classes, const Compress& compressed) {
+  return std::make_shared<ResNet20>(input, classes, compressed);
 }
 
-std::shared_ptr<Network> make_wrn_28_2(const InputShape& input, std::int64_t classes, double dropout) {
-  return std::make_shared<WideResNet>(28, 2, input, classes, dropout);
+std::shared_ptr<Network> make_wrn_28_2(const InputShape& input, std::int64_t classes, double dropout,
+                                       const Compress& compressed) {
+  return std::make_shared<WideResNet>(28, 2, input, classes, dropout, compressed);
 }
 
 }  // namespace espalier::nn

@@ -37,9 +37,15 @@ kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
 }  // namespace
 
 SparseConv2dImpl::SparseConv2dImpl(const torch::nn::Conv2dOptions& options, at::ScalarType type)
-    : CompressedLayer("SparseConv2d", std::make_shared<CompressedWeight>("weight", shape_of(options), type),
-                      options.bias()),
-      shape_(shape_of(options)) {}
+    : SparseConv2dImpl(shape_of(options), options.bias(), type) {}
+
+SparseConv2dImpl::SparseConv2dImpl(const kernels::ConvShape& s, bool with_bias, at::ScalarType type)
+    : CompressedLayer(
+          "SparseConv2d",
+          std::make_shared<CompressedWeight>(
+              "weight", std::vector<std::int64_t>{s.out, s.in / s.groups, s.kernel[0], s.kernel[1]}, type, s),
+          with_bias),
+      shape_(s) {}
 
 std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::Conv2dImpl& dense) {
   const torch::NoGradGuard no_grad;

@@ -10,6 +10,8 @@
 #include <set>
 
 #include "espalier/core/error.h"
+#include "espalier/core/random.h"
+#include "espalier/nn/compressed_layer.h"
 #include "espalier/nn/init.h"
 
 namespace espalier::nn {
@@ -276,6 +278,76 @@ TEST(Models, DropoutDropsInTrainingAndDrawsFromTheDefaultGenerator) {
       });
   // A live unit is dropped with p = 1/4: standard error of the share < sqrt(0.25 x 0.75 / 153,600) = 0.0011.
   EXPECT_NEAR(zeros["dropout1"], zeros["fc1"] + 0.25 * (1 - zeros["fc1"]), 0.0055);
+}
+
+// The same network in both storages: outputs, statistics of batch norm and gradients, in training and in evaluation.
+TEST(Models, AreTheSameInBothStorages) {
+  for (const char* name : {"resnet20", "wrn-28-2", "lenet-5", "cifar10-cnn", "mlp"}) {
+    SCOPED_TRACE(name);
+    const InputShape input = name == std::string("lenet-5") ? kMnist : kCifar;
+    ModelOptions o = named(name);
+    o.storage = "masked";
+    const auto masked = make_model(o, input, 10, 5);
+    o.storage = "compressed";
+    const auto compressed = make_model(o, input, 10, 5);
+    masked->to(torch::kDouble);
+    const auto weights = compressed_weights(*compressed);
+    auto parameters = masked->named_parameters();
+    std::size_t dense_weights = 0;
+    for (const auto& item : compressed->named_modules("", false)) {
+      const auto* layer = item.value()->as<CompressedLayer>();
+      if (layer == nullptr) continue;
+      auto& weight = *layer->weight();
+      const std::int64_t n = weight.numel();
+      const auto kept = torch::tensor(random_subset(n, n / 5, RandomStream(1, Purpose::test, dense_weights++)));
+      weight.keep(kept);
+      const torch::NoGradGuard no_grad;
+      torch::Tensor& w = parameters[item.key() + ".weight"];
+      const torch::Tensor mask = torch::zeros({n}, torch::kDouble).index_fill(0, kept, 1).view(w.sizes());
+      w.mul_(mask);
+      EXPECT_TRUE(w.to(torch::kFloat).equal(weight.to_dense())) << item.key();
+    }
+    EXPECT_EQ(dense_weights, weights.size());
+    EXPECT_EQ(plain_parameters(*compressed).size() + dense_weights, parameters.size());
+    for (const auto& [key, p] : plain_parameters(*compressed)) EXPECT_TRUE(parameters.contains(key)) << key;
+
+    torch::manual_seed(2);
+    const auto images = torch::rand({5, input.channels, input.height, input.width});
+    const auto target = torch::rand({5, 10});
+    for (const bool training : {true, false}) {
+      masked->train(training);
+      compressed->train(training);
+      const auto expected = masked->forward(images.to(torch::kDouble)), found = compressed->forward(images);
+      const double size = expected.abs().max().item<double>();
+      EXPECT_LE((found - expected).abs().max().item<double>(), 2e-4 * size) << training;
+      (expected * target).sum().backward();
+      (found * target).sum().backward();
+    }
+    // Observers see the same, fused or not.
+    std::vector<std::pair<std::string, torch::Tensor>> seen;
+    masked->forward(images.to(torch::kDouble), [&](const std::string& layer, const torch::Tensor& y) {
+      seen.emplace_back(layer, y.detach().clone());
+    });
+    std::size_t next = 0;
+    compressed->forward(images, [&](const std::string& layer, const torch::Tensor& y) {
+      ASSERT_LT(next, seen.size());
+      EXPECT_EQ(layer, seen[next].first);
+      ASSERT_EQ(y.sizes(), seen[next].second.sizes());
+      const double size = seen[next].second.abs().max().item<double>();
+      EXPECT_LE((y - seen[next].second).abs().max().item<double>(), 2e-4 * size) << layer;
+      ++next;
+    });
+    EXPECT_EQ(next, seen.size());
+    for (const auto& [key, p] : plain_parameters(*compressed)) {
+      const torch::Tensor& expected = parameters[key].grad();
+      const double size = expected.abs().max().item<double>();
+      EXPECT_LE((p.grad() - expected).abs().max().item<double>(), 2e-3 * size + 1e-9) << key;
+    }
+    const auto buffers = masked->named_buffers();
+    for (const auto& item : compressed->named_buffers()) {
+      EXPECT_TRUE(torch::allclose(item.value().to(torch::kDouble), buffers[item.key()].to(torch::kDouble), 1e-4, 1e-6));
+    }
+  }
 }
 
 TEST(Models, RefuseOptionsThatDoNotFit) {

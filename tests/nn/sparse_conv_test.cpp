@@ -48,7 +48,9 @@ TEST(SparseConv2d, IsTheDenseLayerWithTheSameWeights) {
         y.backward(dy);
         y2.backward(dy);
         EXPECT_TRUE(torch::allclose(x2.grad(), x.grad(), 1e-12, 1e-12));
-        if (dense->bias.defined()) EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-11));
+        if (dense->bias.defined()) {
+          EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-11));
+        }
         std::vector<std::int64_t> at;
         std::vector<std::uint32_t> place;
         kernels::row_major(*sparse->weight()->matrix(), at, place, 1);

@@ -26,9 +26,9 @@ class CompressedWeight : public SparseWeight {
   /// What stands at these positions at step 0: as large as `positions`, float32 or float64.
   using Draw = std::function<at::Tensor(const std::vector<std::int64_t>& positions)>;
 
-  CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat);
-  /// The weight of a convolution: its entries stand in the order that such a layer reads.
-  CompressedWeight(std::string name, const kernels::ConvShape& shape, at::ScalarType type = at::kFloat);
+  /// conv: of what convolution it is the weight, whose entries then stand in the order that such a layer reads.
+  CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat,
+                   std::optional<kernels::ConvShape> conv = std::nullopt);
 
   /// The distribution at step 0, zeros until it is set. Throws Error(usage) once entries are stored.
   void set_draw(Draw draw);

@@ -35,10 +35,10 @@ std::vector<ModelInfo> known_models();
 /// Is the weight of this layer ("fc1") to be held compressed?
 using Compress = std::function<bool(const std::string& layer)>;
 
-/// The model with the weights of `seed`, in training mode. Linear layers for which `compressed` says so are
-/// SparseLinear; without it, all of them for options.storage = "compressed", else none. torch's generators are left as
-/// they are. Throws Error(usage) for options, input or classes that do not fit together; all mistakes in the spelling
-/// of a list of layers at once.
+/// The model with the weights of `seed`, in training mode. Layers for which `compressed` says so are
+/// SparseLinear and SparseConv2d; without it, all of them for options.storage = "compressed", else none. torch's
+/// generators are left as they are. Throws Error(usage) for options, input or classes that do not fit together; all
+/// mistakes in the spelling of a list of layers at once.
 std::shared_ptr<Network> make_model(const ModelOptions& options, const InputShape& input, std::int64_t classes,
                                     std::uint64_t seed, const Compress& compressed = {});
 

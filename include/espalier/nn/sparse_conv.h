@@ -31,6 +31,8 @@ class SparseConv2dImpl : public CompressedLayer {
   const kernels::ConvShape& shape() const { return shape_; }
 
  private:
+  SparseConv2dImpl(const kernels::ConvShape& shape, bool with_bias, at::ScalarType type);
+
   kernels::ConvShape shape_;
   std::shared_ptr<const ops::ConvPlan> plan_;  // of the last images
 };
