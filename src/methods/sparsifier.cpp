@@ -40,6 +40,14 @@ bool matches(const std::string& pattern, const std::string& name) {
   return p == pattern.size();
 }
 
+bool matches_layer(const std::string& pattern, const std::string& layer) {
+  return matches(pattern, layer) || matches(pattern, layer + ".weight");
+}
+
+bool matches_layer(const std::vector<std::string>& patterns, const std::string& layer) {
+  return std::any_of(patterns.begin(), patterns.end(), [&](const auto& p) { return matches_layer(p, layer); });
+}
+
 Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method, const Reparametrisation& psi,
                        const SparsifierOptions& options)
     : method_(std::move(method)), decay_(options.weight_decay()) {

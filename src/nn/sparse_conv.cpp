@@ -30,8 +30,12 @@ kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
         s.stride[a], s.kernel[a], s.dilation[a]);
     s.padding[a] = total / 2;
   }
-  ops::check_conv(s);
   return s;
+}
+
+std::vector<std::int64_t> weight_shape(const kernels::ConvShape& s) {
+  ops::check_conv(s);
+  return {s.out, s.in / s.groups, s.kernel[0], s.kernel[1]};
 }
 
 }  // namespace
@@ -40,11 +44,8 @@ SparseConv2dImpl::SparseConv2dImpl(const torch::nn::Conv2dOptions& options, at::
     : SparseConv2dImpl(shape_of(options), options.bias(), type) {}
 
 SparseConv2dImpl::SparseConv2dImpl(const kernels::ConvShape& s, bool with_bias, at::ScalarType type)
-    : CompressedLayer(
-          "SparseConv2d",
-          std::make_shared<CompressedWeight>(
-              "weight", std::vector<std::int64_t>{s.out, s.in / s.groups, s.kernel[0], s.kernel[1]}, type, s),
-          with_bias),
+    : CompressedLayer("SparseConv2d", std::make_shared<CompressedWeight>("weight", weight_shape(s), type, s),
+                      with_bias),
       shape_(s) {}
 
 std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::Conv2dImpl& dense) {

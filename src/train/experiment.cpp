@@ -166,10 +166,7 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
     compressed = compressed_layers(model.choices);
   } else if (!compressed) {
     compressed = [&](const std::string& layer) {
-      const auto& dense = config.sparsity.dense_layers;
-      return config.model.storage == "compressed" && std::none_of(dense.begin(), dense.end(), [&](const auto& pattern) {
-               return matches(pattern, layer) || matches(pattern, layer + ".weight");
-             });
+      return config.model.storage == "compressed" && !matches_layer(config.sparsity.dense_layers, layer);
     };
   }
   model.network = nn::make_model(config.model, input, classes, seed, compressed);

@@ -3,10 +3,12 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <unordered_set>
 
 #include "espalier/core/log.h"
@@ -15,6 +17,7 @@
 #include "espalier/kernels/dispatch.h"
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/sparsifier.h"
+#include "espalier/nn/sparse_conv.h"
 #include "espalier/nn/sparse_linear.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
@@ -52,23 +55,83 @@ double median_microseconds(const F& f) {
   return samples[kSamples / 2];
 }
 
-/// Forward and backward of the layer on plain tensors, in both storages; conversion counts against the compressed one.
-void time_layer(LayerChoice& c, std::int64_t batch) {
-  const at::Tensor dy = filled({batch, c.out});
-  at::Tensor x = filled({batch, c.in}).set_requires_grad(true);
-  at::Tensor w = filled({c.out, c.in}).set_requires_grad(true);
-  nn::SparseLinear sparse(std::make_shared<nn::SparseLinearImpl>(torch::nn::LinearOptions(c.in, c.out).bias(false)));
-  sparse->weight()->keep(
-      torch::tensor(random_subset(c.in * c.out, c.nnz, RandomStream(1, Purpose::topology)), torch::kInt64));
-  c.dense_us = median_microseconds([&] {
-    torch::linear(x, w).backward(dy);
+/// A layer to be timed: compressed, without an entry so far, and what goes into it.
+struct Candidate {
+  LayerChoice choice;
+  bool measurable = true;                         // else a dense weight would fill the memory
+  std::vector<std::int64_t> weight;               // shape
+  std::optional<kernels::ConvShape> convolution;  // else linear
+  std::vector<std::int64_t> input, output;        // shapes of a batch
+};
+
+at::Tensor dense_layer(const Candidate& c, const at::Tensor& x, const at::Tensor& w) {
+  if (!c.convolution) return torch::linear(x, w);
+  const auto& s = *c.convolution;
+  return torch::conv2d(x, w, {}, s.stride, s.padding, s.dilation, s.groups);
+}
+
+std::shared_ptr<nn::CompressedLayer> compressed_layer(const Candidate& c) {
+  if (!c.convolution) {
+    return std::make_shared<nn::SparseLinearImpl>(torch::nn::LinearOptions(c.weight[1], c.weight[0]).bias(false));
+  }
+  return std::make_shared<nn::SparseConv2dImpl>(*c.convolution, /*with_bias=*/false);
+}
+
+nn::Activation tiles_of(const Candidate& c, const at::Tensor& plain) {
+  return c.convolution ? nn::Activation(plain).images(ops::conv_halo(*c.convolution)) : nn::Activation(plain).tiled();
+}
+
+/// Forward and backward of the layer in both storages, and of the conversion between them.
+void time_layer(Candidate& c) {
+  const at::Tensor plain = filled(c.input);
+  at::Tensor x = plain.clone().set_requires_grad(true), w = filled(c.weight).set_requires_grad(true);
+  const at::Tensor dy = filled(c.output);
+  c.choice.dense_us = median_microseconds([&] {
+    dense_layer(c, x, w).backward(dy);
     x.mutable_grad() = w.mutable_grad() = at::Tensor();
   });
-  at::Tensor values = sparse->weight()->stored_values();
-  c.compressed_us = median_microseconds([&] {
-    sparse->forward(x).backward(dy);
-    x.mutable_grad() = values.mutable_grad() = at::Tensor();
+
+  const auto layer = compressed_layer(c);
+  layer->weight()->keep(
+      torch::tensor(random_subset(c.choice.weights, c.choice.nnz, RandomStream(1, Purpose::topology)), torch::kInt64));
+  at::Tensor values = layer->weight()->stored_values();
+  const nn::Activation tiles = tiles_of(c, plain);
+  at::Tensor data = tiles.data().clone().set_requires_grad(true);
+  const nn::Activation in = tiles.map([&](const at::Tensor&) { return data; });
+  const auto forward = [&] {
+    return c.convolution ? static_cast<nn::SparseConv2dImpl&>(*layer).forward(in)
+                         : static_cast<nn::SparseLinearImpl&>(*layer).forward(in);
+  };
+  const at::Tensor gradient = torch::zeros_like(forward().data());
+  c.choice.compressed_us = median_microseconds([&] {
+    forward().data().backward(gradient);
+    data.mutable_grad() = values.mutable_grad() = at::Tensor();
   });
+  c.choice.conversion_us = median_microseconds([&] { tiles_of(c, plain).plain(); });
+}
+
+/// The storages with the least time in all: along the layers, the best way to each storage of each. The first layer
+/// gets plain activations, and what the last one gives is small.
+void choose(std::vector<Candidate>& candidates) {
+  constexpr int kPlain = 0, kTiles = 1;
+  std::array<double, 2> best = {0, std::numeric_limits<double>::infinity()};
+  std::vector<std::array<int, 2>> from;
+  for (const Candidate& c : candidates) {
+    std::array<double, 2> next{};
+    from.push_back({});
+    for (const int to : {kPlain, kTiles}) {
+      const double stay = best[to], change = best[1 - to] + c.choice.conversion_us;
+      from.back()[to] = stay <= change ? to : 1 - to;
+      next[to] = std::min(stay, change) + (to == kTiles ? c.choice.compressed_us : c.choice.dense_us);
+      if (to == kPlain && !c.measurable) next[to] = std::numeric_limits<double>::infinity();
+    }
+    best = next;
+  }
+  int storage = best[kTiles] < best[kPlain] ? kTiles : kPlain;
+  for (std::size_t i = candidates.size(); i-- > 0;) {
+    candidates[i].choice.compressed = storage == kTiles;
+    storage = from[i][static_cast<std::size_t>(storage)];
+  }
 }
 
 fs::path cache_file() {
@@ -105,72 +168,86 @@ void save_cache(const Json& cache) {
 
 std::string key_of(const LayerChoice& c, std::int64_t batch) {
   static const std::string cpu = environment().cpu_model;
-  return fmt::format("{} | {} | {} threads | {} {} | linear {}x{} nnz {} batch {}", cpu, kernels::active().isa,
-                     at::get_num_threads(), version(), commit(), c.in, c.out, c.nnz, batch);
+  return fmt::format("{} | {} | {} threads | {} {} | {} nnz {} batch {}", cpu, kernels::active().isa,
+                     at::get_num_threads(), version(), commit(), c.shape, c.nnz, batch);
+}
+
+/// The least image that gives an output of this size: what its edges cut off does not count.
+std::int64_t input_size(const kernels::ConvShape& s, int axis, std::int64_t output) {
+  return (output - 1) * s.stride[axis] + s.dilation[axis] * (s.kernel[axis] - 1) + 1 - 2 * s.padding[axis];
+}
+
+/// The weight layers of the model, without the dense_layers.
+std::vector<Candidate> candidates_of(const RunConfig& config, const nn::InputShape& input, std::int64_t classes) {
+  // With all layers compressed and no entries in them, a model of any size is built and run in no time.
+  const auto network = nn::make_model(config.model, input, classes, 1, [](const std::string&) { return true; });
+  for (const auto& weight : nn::compressed_weights(*network)) weight->keep(torch::empty({0}, torch::kInt64));
+  const auto modules = network->named_modules("", /*include_self=*/false);
+  std::vector<Candidate> list;
+  for (const nn::LayerCost& cost : nn::layer_costs(*network)) {
+    if (matches_layer(config.sparsity.dense_layers, cost.name)) continue;
+    Candidate c;
+    c.choice.layer = cost.name;
+    c.choice.weights = cost.weights;
+    c.choice.shape = fmt::format("{}x{}", cost.weight_shape[1], cost.weight_shape[0]);
+    c.weight = cost.weight_shape;
+    c.measurable = cost.weights <= kLargestDense;
+    c.input = {config.train.batch_size, cost.weight_shape[1]};
+    c.output = {config.train.batch_size};
+    c.output.insert(c.output.end(), cost.output_shape.begin(), cost.output_shape.end());
+    if (const auto* conv = modules[cost.name]->as<nn::SparseConv2dImpl>()) {
+      const kernels::ConvShape& s = conv->shape();
+      c.convolution = s;
+      c.input = {config.train.batch_size, s.in, input_size(s, 0, c.output[2]), input_size(s, 1, c.output[3])};
+      const auto pair = [](const kernels::ConvShape::Pair& p) { return fmt::format("{}x{}", p[0], p[1]); };
+      c.choice.shape =
+          fmt::format("{}x{}x{} @ {}x{}, stride {}, padding {}, dilation {}, groups {}", s.in, s.out, pair(s.kernel),
+                      c.output[2], c.output[3], pair(s.stride), pair(s.padding), pair(s.dilation), s.groups);
+    }
+    list.push_back(std::move(c));
+  }
+  return list;
 }
 
 }  // namespace
 
 std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes) {
   if (!config.method.make()->sparse_from_start() || config.sparsity.sparsity == 0) return {};
-  // The model with every linear layer compressed costs nothing before its weights are looked at.
-  const auto network = nn::make_model(config.model, input, classes, 1, [](const std::string&) { return true; });
-  std::vector<LayerChoice> choices;
+  auto candidates = candidates_of(config, input, classes);
+  if (candidates.empty()) return {};
   std::vector<std::vector<std::int64_t>> shapes;
   std::vector<std::int64_t> sizes;
-  std::vector<std::size_t> place;  // of each choice among the shapes
-  for (const auto& item : network->named_modules("", /*include_self=*/false)) {
-    std::vector<std::int64_t> shape;
-    const auto* sparse = item.value()->as<nn::SparseLinearImpl>();
-    if (sparse != nullptr)
-      shape = sparse->weight()->shape();
-    else if (const auto* conv = item.value()->as<torch::nn::Conv2dImpl>())
-      shape = conv->weight.sizes().vec();
-    else
-      continue;
-    const auto& dense = config.sparsity.dense_layers;
-    const bool stays_dense = std::any_of(dense.begin(), dense.end(), [&](const std::string& pattern) {
-      return matches(pattern, item.key()) || matches(pattern, item.key() + ".weight");
-    });
-    if (stays_dense) continue;
-    if (sparse != nullptr) {
-      LayerChoice c;
-      c.layer = item.key();
-      c.out = shape[0];
-      c.in = shape[1];
-      choices.push_back(c);
-      place.push_back(shapes.size());
-    }
-    sizes.push_back(c10::multiply_integers(shape));
-    shapes.push_back(std::move(shape));
+  for (const Candidate& c : candidates) {
+    shapes.push_back(c.weight);
+    sizes.push_back(c.choice.weights);
   }
-  if (choices.empty()) return {};
   const bool global = config.sparsity.distribution == "global";
   const auto budgets =
       allocate(shapes, sizes, config.sparsity.sparsity, global ? "uniform" : config.sparsity.distribution);
   Json cache = load_cache();
   bool measured = false;
-  for (std::size_t i = 0; i < choices.size(); ++i) {
-    LayerChoice& c = choices[i];
-    c.nnz = budgets[place[i]];
-    if (c.in > kLargestDense / c.out) {
-      c.compressed = true;
-      continue;
-    }
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    LayerChoice& c = candidates[i].choice;
+    c.nnz = budgets[i];
+    if (!candidates[i].measurable) continue;
     const std::string key = key_of(c, config.train.batch_size);
     const auto known = cache.find(key);
-    if (known != cache.end() && known->is_array() && known->size() == 2 && (*known)[0].is_number() &&
-        (*known)[1].is_number()) {
+    const bool usable = known != cache.end() && known->is_array() && known->size() == 3 &&
+                        std::all_of(known->begin(), known->end(), [](const Json& t) { return t.is_number(); });
+    if (usable) {
       c.dense_us = (*known)[0];
       c.compressed_us = (*known)[1];
+      c.conversion_us = (*known)[2];
     } else {
-      time_layer(c, config.train.batch_size);
-      cache[key] = {c.dense_us, c.compressed_us};
+      time_layer(candidates[i]);
+      cache[key] = {c.dense_us, c.compressed_us, c.conversion_us};
       measured = true;
     }
-    c.compressed = c.compressed_us < c.dense_us;
   }
   if (measured) save_cache(cache);
+  choose(candidates);
+  std::vector<LayerChoice> choices;
+  for (const Candidate& c : candidates) choices.push_back(c.choice);
   return choices;
 }
 
@@ -185,16 +262,15 @@ std::string to_text(const std::vector<LayerChoice>& choices) {
   std::string text;
   for (const auto& c : choices) {
     if (c.dense_us == 0) {
-      text += fmt::format("{}storage of {} ({}x{}): compressed; a dense weight would take {:.1f} GB",
-                          text.empty() ? "" : "\n", c.layer, c.in, c.out,
-                          4e-9 * static_cast<double>(c.in) * static_cast<double>(c.out));
+      text += fmt::format("{}storage of {} ({}): compressed; a dense weight would take {:.1f} GB",
+                          text.empty() ? "" : "\n", c.layer, c.shape, 4e-9 * static_cast<double>(c.weights));
       continue;
     }
     text += fmt::format(
-        "{}storage of {} ({}x{}, density {:.3g}): {}; a batch forward and backward takes {:.0f} us dense, "
-        "{:.0f} us compressed",
-        text.empty() ? "" : "\n", c.layer, c.in, c.out, static_cast<double>(c.nnz) / static_cast<double>(c.in * c.out),
-        c.compressed ? "compressed" : "masked", c.dense_us, c.compressed_us);
+        "{}storage of {} ({}, density {:.3g}): {}; a batch forward and backward takes {:.0f} us dense, {:.0f} us "
+        "compressed, {:.0f} us between plain tensors and tiles",
+        text.empty() ? "" : "\n", c.layer, c.shape, static_cast<double>(c.nnz) / static_cast<double>(c.weights),
+        c.compressed ? "compressed" : "masked", c.dense_us, c.compressed_us, c.conversion_us);
   }
   return text;
 }

@@ -102,4 +102,8 @@ class Sparsifier {
 /// True if `name` matches a pattern with * (any run of characters) and ? (any one).
 bool matches(const std::string& pattern, const std::string& name);
 
+/// True if a pattern of [sparsity].dense_layers means the layer, by its own name ("fc1") or its weight's.
+bool matches_layer(const std::string& pattern, const std::string& layer);
+bool matches_layer(const std::vector<std::string>& patterns, const std::string& layer);
+
 }  // namespace espalier

@@ -20,6 +20,7 @@ class SparseConv2dImpl : public CompressedLayer {
   explicit SparseConv2dImpl(const torch::nn::Conv2dOptions& options, at::ScalarType type = at::kFloat);
   SparseConv2dImpl(std::int64_t in, std::int64_t out, torch::ExpandingArray<2> kernel)
       : SparseConv2dImpl(torch::nn::Conv2dOptions(in, out, kernel)) {}
+  SparseConv2dImpl(const kernels::ConvShape& shape, bool with_bias, at::ScalarType type = at::kFloat);
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
 
@@ -31,8 +32,6 @@ class SparseConv2dImpl : public CompressedLayer {
   const kernels::ConvShape& shape() const { return shape_; }
 
  private:
-  SparseConv2dImpl(const kernels::ConvShape& shape, bool with_bias, at::ScalarType type);
-
   kernels::ConvShape shape_;
   std::shared_ptr<const ops::ConvPlan> plan_;  // of the last images
 };

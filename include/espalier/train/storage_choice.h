@@ -1,4 +1,4 @@
-/// model.storage = "auto": each linear layer is timed once in both storages, and the faster one is taken.
+/// model.storage = "auto": each layer is timed once in both storages, and the faster ones are taken.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +12,22 @@
 namespace espalier::train {
 
 struct LayerChoice {
-  std::string layer;  ///< "fc1"
-  std::int64_t in = 0, out = 0;
-  std::int64_t nnz = 0;  ///< what the distribution gives it; the share of all layers for "global"
+  std::string layer;         ///< "fc1"
+  std::string shape;         ///< "784x300"; "64x128x3x3 @ 16x16" for a convolution and its output, with a stride "/2"
+  std::int64_t weights = 0;  ///< of the dense layer
+  std::int64_t nnz = 0;      ///< what the distribution gives it; the share of all layers for "global"
   bool compressed = false;
-  double dense_us = 0, compressed_us = 0;  ///< forward and backward of a batch; 0: not measured
+  // Of one batch; 0: not measured.
+  double dense_us = 0, compressed_us = 0;  ///< forward and backward, each on activations as it takes them
+  double conversion_us = 0;  ///< of what goes into the layer, to batch tiles or back, forward and backward
 };
 
-/// The linear layers of the model, but for the dense_layers. Only a method that is sparse from the start is measured: a
-/// network that is dense first would be slower compressed, so it stays masked. Measurements are kept in
-/// $XDG_CACHE_HOME/espalier/storage.json (or ~/.cache), by CPU, instruction set, threads, version, shape, entries and
-/// batch; where it cannot be read or written, they are made again.
+/// The weight layers of the model, but for the dense_layers, in the order of computation. The choice is the one with
+/// the least time in all, where a change from plain activations to batch tiles between two layers costs a conversion.
+/// Only a method that is sparse from the start is measured: a network that is dense first would be slower compressed,
+/// so it stays masked. Measurements are kept in $XDG_CACHE_HOME/espalier/storage.json (or ~/.cache), by CPU,
+/// instruction set, threads, version, shape, entries and batch; where it cannot be read or written, they are made
+/// again.
 std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes);
 
 /// The choice as make_model takes it.
