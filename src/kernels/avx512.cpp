@@ -25,6 +25,10 @@ inline Vec<float> times_power_of_two(Vec<float> x, Vec<float> n) {
   return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)n);
 }
 
+#define ESPALIER_HAS_WIDENED 1
+/// gcc 12 makes of its own conversion two of half a vector each.
+inline Vec<double> widened(__m256 half) { return (Vec<double>)_mm512_maskz_cvtps_pd(0xff, half); }
+
 #include "kernels/table-inl.h"
 
 bool runs_here() {

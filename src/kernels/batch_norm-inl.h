@@ -18,9 +18,17 @@ inline void each_block(const ChannelPiece& piece, std::int64_t channel, const F&
   }
 }
 
-template <std::size_t first, std::size_t... j>
-inline Vec<double> widened(Vec<float> x, std::index_sequence<j...>) {
-  return __builtin_convertvector(__builtin_shufflevector(x, x, (first + j)...), Vec<double>);
+#ifndef ESPALIER_HAS_WIDENED
+template <class Half>
+inline Vec<double> widened(Half x) {
+  return __builtin_convertvector(x, Vec<double>);
+}
+#endif
+
+/// Half of the lanes, from `first` on, in double.
+template <int first, std::size_t... j>
+inline Vec<double> widened_from(Vec<float> x, std::index_sequence<j...>) {
+  return widened(__builtin_shufflevector(x, x, (first + j)...));
 }
 
 /// Sums of blocks of 16 lanes in double precision.
@@ -35,9 +43,8 @@ struct LaneSums {
   }
   template <class F>
   void add(int set, int v, Vec<float> x, const F& f) {
-    using EveryDouble = std::make_index_sequence<static_cast<std::size_t>(kLanes<double>)>;
-    sum[set][2 * v] += f(widened<0>(x, EveryDouble{}));
-    sum[set][2 * v + 1] += f(widened<static_cast<std::size_t>(kLanes<double>)>(x, EveryDouble{}));
+    sum[set][2 * v] += f(widened_from<0>(x, EveryLane<double>{}));
+    sum[set][2 * v + 1] += f(widened_from<kLanes<double>>(x, EveryLane<double>{}));
   }
   /// The sum of the first `valid` lanes.
   double total(int valid) const {

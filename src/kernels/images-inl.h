@@ -127,12 +127,13 @@ template <class T>
 void add_planes(const T* a, std::int64_t a_halo, const T* b, std::int64_t b_halo, const ImagePlane& plane, bool relu,
                 T* y) {
   const auto add = relu ? &add_rows<T, true> : &add_rows<T, false>;
-  if (a_halo == plane.halo && b_halo == plane.halo) {  // halos and all
+  const bool in_place = y == a;                                     // its halo is zero already
+  if (!in_place && a_halo == plane.halo && b_halo == plane.halo) {  // halos and all
     add(a, 0, b, 0, y, 0, 1, entries_of(plane));
     return;
   }
   const ImagePlane pa{plane.height, plane.width, a_halo}, pb{plane.height, plane.width, b_halo};
-  clear_halo(plane, y);
+  if (!in_place) clear_halo(plane, y);
   add(a + first_of(pa), row_of(pa), b + first_of(pb), row_of(pb), y + first_of(plane), row_of(plane), plane.height,
       plane.width * kImageLanes);
 }

@@ -47,7 +47,7 @@ Activation sum(const Activation& y, const Activation& x, bool relu) {
   const Activation a = y.images(0), b = x.images(0);
   ops::ImageLayout layout = a.image_layout();
   layout.halo = std::max(layout.halo, b.image_layout().halo);
-  return {ops::add(a.data(), a.image_layout(), b.data(), b.image_layout(), relu), layout};
+  return {ops::add_over(a.data(), a.image_layout(), b.data(), b.image_layout(), relu), layout};
 }
 
 /// The module keeps itself alive where it is registered; a plain one gives and takes plain tensors.

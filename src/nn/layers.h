@@ -33,7 +33,7 @@ Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, b
 /// max(0, x), written over x: for a tensor that nobody else holds and that no backward pass needs.
 Activation relu_over(const Activation& x);
 
-/// y + x, and max(0, y + x); plain y is written over, as above.
+/// y + x, and max(0, y + x), written over y, as above.
 Activation add_over(const Activation& y, const Activation& x);
 Activation add_relu_over(const Activation& y, const Activation& x);
 

@@ -146,13 +146,14 @@ struct ClearHalo : torch::autograd::Function<ClearHalo> {
 };
 
 struct Add : torch::autograd::Function<Add> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& a, const at::Tensor& b, const ImageLayout& layout,
-                            std::int64_t a_halo, std::int64_t b_halo, bool relu) {
+  static at::Tensor forward(AutogradContext* ctx, at::Tensor a, const at::Tensor& b, const ImageLayout& layout,
+                            std::int64_t a_halo, std::int64_t b_halo, bool relu, bool over_a) {
     const at::Tensor from_a = a.contiguous(), from_b = b.contiguous();
     ImageLayout la = layout, lb = layout;
     la.halo = a_halo;
     lb.halo = b_halo;
-    at::Tensor y = at::empty({layout.numel()}, a.options());
+    at::Tensor y = over_a ? a : at::empty({layout.numel()}, a.options());
+    if (over_a) ctx->mark_dirty({a});
     with_type(a, [&](auto zero) {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
@@ -172,7 +173,7 @@ struct Add : torch::autograd::Function<Add> {
     if (!variables.empty()) g = at::threshold_backward(g, variables[0], 0);
     const ImageLayout layout = saved_layout(ctx->saved_data["layout"]);
     const auto halos = ctx->saved_data["halos"].toIntVector();
-    return {with_halo(g, layout, halos[0]), with_halo(g, layout, halos[1]), {}, {}, {}, {}};
+    return {with_halo(g, layout, halos[0]), with_halo(g, layout, halos[1]), {}, {}, {}, {}, {}};
   }
 };
 
@@ -185,6 +186,21 @@ struct Flatten : torch::autograd::Function<Flatten> {
     return {unflattened(gradients[0], saved_layout(ctx->saved_data["layout"])), {}};
   }
 };
+
+at::Tensor sum(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
+               bool relu, bool may_overwrite) {
+  check_images(a, a_layout);
+  check_images(b, b_layout);
+  ImageLayout layout = a_layout;
+  layout.halo = b_layout.halo;
+  ESPALIER_CHECK(layout == b_layout && a.scalar_type() == b.scalar_type(), ErrorKind::usage,
+                 "a sum of {} images of {}x{}x{} ({}) and {} of {}x{}x{} ({}): expected the same of both",
+                 a_layout.samples, a_layout.channels, a_layout.height, a_layout.width, c10::toString(a.scalar_type()),
+                 b_layout.samples, b_layout.channels, b_layout.height, b_layout.width, c10::toString(b.scalar_type()));
+  layout.halo = std::max(a_layout.halo, b_layout.halo);
+  const bool over_a = may_overwrite && layout == a_layout && a.is_contiguous();
+  return Add::apply(a, b, layout, a_layout.halo, b_layout.halo, relu, over_a);
+}
 
 }  // namespace
 
@@ -222,16 +238,11 @@ at::Tensor clear_halo(const at::Tensor& images, const ImageLayout& layout) {
 
 at::Tensor add(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
                bool relu) {
-  check_images(a, a_layout);
-  check_images(b, b_layout);
-  ImageLayout layout = a_layout;
-  layout.halo = b_layout.halo;
-  ESPALIER_CHECK(layout == b_layout && a.scalar_type() == b.scalar_type(), ErrorKind::usage,
-                 "a sum of {} images of {}x{}x{} ({}) and {} of {}x{}x{} ({}): expected the same of both",
-                 a_layout.samples, a_layout.channels, a_layout.height, a_layout.width, c10::toString(a.scalar_type()),
-                 b_layout.samples, b_layout.channels, b_layout.height, b_layout.width, c10::toString(b.scalar_type()));
-  layout.halo = std::max(a_layout.halo, b_layout.halo);
-  return Add::apply(a, b, layout, a_layout.halo, b_layout.halo, relu);
+  return sum(a, a_layout, b, b_layout, relu, false);
+}
+at::Tensor add_over(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
+                    bool relu) {
+  return sum(a, a_layout, b, b_layout, relu, true);
 }
 
 at::Tensor flatten(const at::Tensor& images, const ImageLayout& layout) {

@@ -88,7 +88,7 @@ TEST(Layers, KeepTheKindThatComesAndComputeTheSame) {
       {max_pool(images, pool), max_pool(Activation(a), pool).data()},
       {average_pool(images, pool), average_pool(Activation(a), pool).data()},
       {add_over(images, other), a + b},
-      {add_relu_over(images, Activation(b)), torch::relu(a + b)},
+      {add_relu_over(Activation(a).images(1), Activation(b)), torch::relu(a + b)},
       {global_average(images), a.mean({2, 3})},
       {global_max(images), a.amax({2, 3})},
       {flatten(images), a.flatten(1)},

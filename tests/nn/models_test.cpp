@@ -350,6 +350,40 @@ TEST(Models, AreTheSameInBothStorages) {
   }
 }
 
+// Between compressed layers, batch norm and ReLU work in tiles, fused unless somebody looks. Three layers of at most 49
+// products of order 1, and divisions by deviations above 0.1: 3 x 49 x 2^-24 x 10 < 1e-4.
+TEST(Models, BatchNormInTilesIsThatOfPlainTensors) {
+  ModelOptions o =
+      listed({"flatten", "linear(24)", "batchnorm", "relu", "linear(16)", "batchnorm", "tanh", "linear(classes)"});
+  const auto make = [&](const char* storage) {
+    o.storage = storage;
+    return make_model(o, {1, 7, 7}, 10, 3);
+  };
+  const auto masked = make("masked"), tiled = make("compressed"), observed = make("compressed");
+  const auto x = torch::rand({37, 1, 7, 7});
+  std::map<std::string, torch::Tensor> seen;
+  const auto expected =
+      masked->forward(x, [&](const std::string& name, const torch::Tensor& y) { seen[name] = y.clone(); });
+  const auto found = tiled->forward(x);
+  EXPECT_TRUE(found.allclose(expected, 0, 1e-4));
+  int outputs = 0;
+  observed->forward(x, [&](const std::string& name, const torch::Tensor& y) {
+    EXPECT_TRUE(y.allclose(seen.at(name), 0, 1e-4)) << name;
+    ++outputs;
+  });
+  EXPECT_EQ(outputs, 8);
+  EXPECT_LT(seen.at("2").min().item<float>(), 0);  // what batch norm gives, not the ReLU after it
+
+  expected.pow(2).sum().backward();
+  found.pow(2).sum().backward();
+  const auto plain = masked->named_parameters(), in_tiles = tiled->named_parameters();
+  for (const char* name : {"2.weight", "2.bias", "5.weight", "5.bias"})
+    EXPECT_TRUE(in_tiles[name].grad().allclose(plain[name].grad(), 1e-3, 1e-3)) << name;
+  for (const char* name :
+       {"2.running_mean", "2.running_var", "5.running_mean", "5.running_var", "2.num_batches_tracked"})
+    EXPECT_TRUE(tiled->named_buffers()[name].allclose(masked->named_buffers()[name], 1e-4, 1e-5)) << name;
+}
+
 TEST(Models, RefuseOptionsThatDoNotFit) {
   EXPECT_EQ(error_of(named("resnet-20")).rfind("model.name = \"resnet-20\": unknown value.", 0), 0u);
   EXPECT_NE(error_of(named("resnet-20")).find("Did you mean \"resnet20\"?"), std::string::npos);

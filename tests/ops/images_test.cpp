@@ -94,21 +94,26 @@ TEST(Images, AddWhateverTheirHalos) {
     for (const std::int64_t other : {0, 1, 2}) {
       for (const bool relu : {false, true}) {
         const Tensor a = images_of(s).requires_grad_(), b = torch::randn_like(a).requires_grad_();
-        const Tensor sum = relu ? torch::relu(a + b) : a + b;
+        const Tensor sum = relu ? torch::relu(a + b) : torch::add(a, b);
         const Tensor r = torch::randn_like(sum);
         const auto expected = torch::autograd::grad({sum}, {a, b}, {r});
 
         const ImageLayout la = image_layout(a, s.halo), lb = image_layout(b, other);
         const ImageLayout out = image_layout(a, std::max(s.halo, other));
         const Tensor ia = to_images(a, s.halo), ib = to_images(b, other);
-        const Tensor y = add(ia, la, ib, lb, relu);
-        EXPECT_TRUE(from_images(y, out).equal(sum));
-        EXPECT_TRUE(halo_is_zero(y, out));
-        const auto found = torch::autograd::grad({from_images(y, out)}, {a, b, ia, ib}, {r});
-        EXPECT_TRUE(found[0].equal(expected[0]));
-        EXPECT_TRUE(found[1].equal(expected[1]));
-        EXPECT_TRUE(drawn(found[2], la).equal(expected_tiles(expected[0], la)));  // halo, padding lanes: zero
-        EXPECT_TRUE(drawn(found[3], lb).equal(expected_tiles(expected[1], lb)));
+        for (const auto sum_of : {&add, &add_over}) {
+          // A tensor of its own to be written over; its gradient is that of a.
+          const Tensor own = ia.clone();
+          const Tensor y = (*sum_of)(own, la, ib, lb, relu);
+          EXPECT_EQ(y.is_same(own), sum_of == &add_over && out == la);
+          EXPECT_TRUE(from_images(y, out).equal(sum));
+          EXPECT_TRUE(halo_is_zero(y, out));
+          const auto found = torch::autograd::grad({from_images(y, out)}, {a, b, ia, ib}, {r}, /*retain_graph=*/true);
+          EXPECT_TRUE(found[0].equal(expected[0]));
+          EXPECT_TRUE(found[1].equal(expected[1]));
+          EXPECT_TRUE(drawn(found[2], la).equal(expected_tiles(expected[0], la)));  // halo, padding lanes: zero
+          EXPECT_TRUE(drawn(found[3], lb).equal(expected_tiles(expected[1], lb)));
+        }
       }
     }
   }

@@ -36,7 +36,7 @@ struct ImageKernels {
   /// Zeros for the halo alone.
   void (*clear_halo)(const ImagePlane& plane, T* at);
 
-  /// y = a + b, or max(0, a + b). The halos may differ; y has that of `plane`.
+  /// y = a + b, or max(0, a + b). The halos may differ; y has that of `plane`, and may be a.
   void (*add)(const T* a, std::int64_t a_halo, const T* b, std::int64_t b_halo, const ImagePlane& plane, bool relu,
               T* y);
 

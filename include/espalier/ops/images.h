@@ -61,6 +61,11 @@ at::Tensor clear_halo(const at::Tensor& images, const ImageLayout& layout);
 at::Tensor add(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
                bool relu = false);
 
+/// The same, written over a where its halo is the larger one: for a tensor that nobody else holds and that no backward
+/// pass needs.
+at::Tensor add_over(const at::Tensor& a, const ImageLayout& a_layout, const at::Tensor& b, const ImageLayout& b_layout,
+                    bool relu = false);
+
 /// images -> vector tiles of [N, C * H * W] (ops/tiles.h), the features in the order of a flattened [N, C, H, W].
 /// Differentiable.
 at::Tensor flatten(const at::Tensor& images, const ImageLayout& layout);
