@@ -26,11 +26,9 @@ std::unique_ptr<torch::optim::Optimizer> optimizer(const std::string& name, cons
 
 /// SET's change (Mocanu et al. 2018): the share of smallest magnitude leaves, as many others come at random.
 void rewire(SparseWeight& w, double share, const RandomStream& random) {
-  const at::Tensor active = w.active();
   const auto count = static_cast<std::int64_t>(share * static_cast<double>(w.nnz()));
-  const Selection kept = select_top(w.weights().abs(), w.nnz() - count);
-  const at::Tensor grow = random_inactive(w, std::min(count, w.numel() - w.nnz()), random);
-  w.rewire({active.index_select(0, kept.rest), grow, {}, {}});
+  const at::Tensor drop = smallest_weights(w, count).positions;
+  w.rewire({drop, random_inactive(w, std::min(count, w.numel() - w.nnz()), random), {}, {}});
 }
 
 struct Data {
@@ -138,10 +136,12 @@ std::vector<Row> bench_step(const StepCase& c, double seconds, std::uint64_t see
   const auto topology = [&] {
     ++changes;
     for (const auto& w : compressed.sparsifier->weights()) {
+      w->follow([&](const TopologyChange& change) {
+        for_each_state(*compressed.optim, w->parameter(),
+                       [&](const std::string&, at::Tensor& state) { w->reindex_state(state, change); });
+      });
       rewire(*w, 0.3, RandomStream(seed, Purpose::topology, static_cast<std::uint64_t>(w->layer()), changes));
-      const auto change = w->take_change();
-      for_each_state(*compressed.optim, w->parameter(),
-                     [&](const std::string&, at::Tensor& state) { w->reindex_state(state, *change); });
+      w->follow({});
     }
   };
   Row row;

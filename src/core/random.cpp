@@ -68,6 +68,17 @@ std::uint64_t RandomStream::below(std::uint64_t n) {
   }
 }
 
+std::uint64_t RandomStream::below_at(std::uint64_t i, std::uint64_t n) const {
+  ESPALIER_ASSERT(n > 0);
+  // Lemire, "Fast random integer generation in an interval", 2019: the upper half of r n, drawn again where the lower
+  // half is under 2^64 mod n. The attempt stands in the upper bits of the index, where no other number's draws are.
+  for (std::uint64_t attempt = 0;; ++attempt) {
+    const auto product = static_cast<unsigned __int128>(bits_at(i + (attempt << 40))) * n;
+    const auto lower = static_cast<std::uint64_t>(product);
+    if (lower >= n || lower >= (0 - n) % n) return static_cast<std::uint64_t>(product >> 64);
+  }
+}
+
 std::vector<std::int64_t> random_permutation(std::int64_t n, RandomStream stream) {
   std::vector<std::int64_t> order(static_cast<std::size_t>(n));
   std::iota(order.begin(), order.end(), std::int64_t{0});
@@ -77,38 +88,74 @@ std::vector<std::int64_t> random_permutation(std::int64_t n, RandomStream stream
 
 namespace {
 
-/// Ascending order of numbers in [0, n): digits of eleven bits, the lowest first.
-void radix_sort(std::vector<std::int64_t>& numbers, std::int64_t n) {
-  constexpr int kBits = 11;
-  std::vector<std::int64_t> other(numbers.size());
-  for (int shift = 0; n >> shift > 0; shift += kBits) {
-    std::array<std::size_t, 1 << kBits> next{};
-    const auto digit = [&](std::int64_t v) { return static_cast<std::size_t>(v >> shift) & (next.size() - 1); };
-    for (const auto v : numbers) ++next[digit(v)];
-    std::size_t sum = 0;
-    for (auto& count : next) sum += std::exchange(count, sum);
-    for (const auto v : numbers) other[next[digit(v)]++] = v;
-    numbers.swap(other);
+/// The different ones of `count` numbers below n, those of the stream from `first` on; ascending.
+std::vector<std::int64_t> draw_below(std::int64_t n, std::int64_t first, std::int64_t count, const RandomStream& random,
+                                     int threads) {
+  // Numbers are dealt by their upper bits to buckets of some ten, and sorted there. A thread deals a share.
+  int shift = 0;
+  while ((n >> shift) > 1 + count / 12) ++shift;
+  const std::int64_t buckets = ((n - 1) >> shift) + 1;
+  const std::int64_t shares = std::clamp<std::int64_t>(threads, 1, 1 + count / 4096);
+  const auto at = [](std::int64_t i) { return static_cast<std::size_t>(i); };
+  std::vector<std::int64_t> drawn(at(count)), dealt(at(count)), next(at(shares * buckets), 0), start(at(buckets + 1));
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::int64_t s = 0; s < shares; ++s) {
+    for (std::int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i) {
+      const auto draw = random.below_at(static_cast<std::uint64_t>(first + i), static_cast<std::uint64_t>(n));
+      drawn[at(i)] = static_cast<std::int64_t>(draw);
+      ++next[at(s * buckets + (drawn[at(i)] >> shift))];
+    }
+  }
+  std::int64_t sum = 0;
+  for (std::int64_t b = 0; b < buckets; ++b) {
+    start[at(b)] = sum;
+    for (std::int64_t s = 0; s < shares; ++s) sum += std::exchange(next[at(s * buckets + b)], sum);
+  }
+  start.back() = sum;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::int64_t s = 0; s < shares; ++s) {
+    for (std::int64_t i = count * s / shares; i < count * (s + 1) / shares; ++i) {
+      dealt[at(next[at(s * buckets + (drawn[at(i)] >> shift))]++)] = drawn[at(i)];
+    }
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t b = 0; b < buckets; ++b) std::sort(dealt.begin() + start[at(b)], dealt.begin() + start[at(b + 1)]);
+  dealt.erase(std::unique(dealt.begin(), dealt.end()), dealt.end());
+  return dealt;
+}
+
+/// Merges `more` into `numbers`; both ascending.
+void merge_into(std::vector<std::int64_t>& numbers, const std::vector<std::int64_t>& more) {
+  std::size_t from = numbers.size(), left = more.size();
+  numbers.resize(from + left);
+  for (std::size_t to = numbers.size(); left > 0; --to) {  // from the end: what moves has room
+    numbers[to - 1] = from > 0 && numbers[from - 1] > more[left - 1] ? numbers[--from] : more[--left];
   }
 }
 
 }  // namespace
 
-std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, RandomStream stream) {
+std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const RandomStream& random, int threads) {
   ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "random subset: {} of {} asked for", k, n);
   const bool take_complement = k > n / 2;  // fewer draws
-  const auto draws = static_cast<std::size_t>(take_complement ? n - k : k);
-  // Numbers are drawn until `draws` different ones have come. As many as are missing at a time: never too many.
-  std::vector<std::int64_t> chosen, fresh, merged;
-  while (chosen.size() < draws) {
-    fresh.resize(draws - chosen.size());
-    for (auto& v : fresh) v = static_cast<std::int64_t>(stream.below(static_cast<std::uint64_t>(n)));
-    radix_sort(fresh, n);
-    merged.resize(chosen.size() + fresh.size());
-    std::merge(chosen.begin(), chosen.end(), fresh.begin(), fresh.end(), merged.begin());
-    merged.erase(std::unique(merged.begin(), merged.end()), merged.end());
-    chosen.swap(merged);
+  const std::int64_t wanted = take_complement ? n - k : k;
+  // Numbers are drawn until `wanted` different ones have come. As many as are missing at a time: never too many.
+  std::vector<std::int64_t> chosen, more;
+  std::int64_t missing = wanted, drawn = 0;
+  while (missing > 0) {
+    std::vector<std::int64_t> fresh = draw_below(n, drawn, missing, random, threads);
+    drawn += missing;
+    const auto known = [&](std::int64_t v) {
+      return std::binary_search(chosen.begin(), chosen.end(), v) || std::binary_search(more.begin(), more.end(), v);
+    };
+    fresh.erase(std::remove_if(fresh.begin(), fresh.end(), known), fresh.end());
+    missing -= static_cast<std::int64_t>(fresh.size());
+    if (chosen.empty())
+      chosen.swap(fresh);
+    else
+      merge_into(more, fresh);
   }
+  merge_into(chosen, more);
   if (!take_complement) return chosen;
   std::vector<std::int64_t> subset;
   subset.reserve(static_cast<std::size_t>(k));

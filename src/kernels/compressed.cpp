@@ -6,32 +6,6 @@
 namespace espalier::kernels {
 namespace {
 
-/// Entries row by row, columns ascending.
-struct RowMajorList {
-  std::vector<std::uint32_t> start;   // [rows + 1]
-  std::vector<std::uint32_t> column;  // [nnz]
-};
-
-RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
-                     int threads) {
-  RowMajorList list;
-  list.start.resize(static_cast<std::size_t>(rows + 1));
-  list.column.resize(static_cast<std::size_t>(nnz));
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t r = 0; r <= rows; ++r) {
-    list.start[static_cast<std::size_t>(r)] =
-        static_cast<std::uint32_t>(std::lower_bound(positions, positions + nnz, r * columns) - positions);
-  }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
-    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < end; ++i) {
-      list.column[i] = static_cast<std::uint32_t>(positions[i] - r * columns);
-    }
-  }
-  return list;
-}
-
 /// Orders the lines of a chunk by falling number of entries (those of one number in their order), or leaves them.
 class LineOrder {
  public:
@@ -308,15 +282,15 @@ Blocking choose_blocking(const ConvShape& shape, std::int64_t nnz) {
 
 template <class Lines>
 Compressed compress_lines(std::int64_t rows, std::int64_t row_chunk, std::int64_t columns, const Lines& lines,
-                          const Blocking& blocking, const std::int64_t* positions, std::int64_t nnz,
-                          std::vector<std::uint32_t>& place, int threads) {
+                          const Blocking& blocking, const RowMajorList& list, std::vector<std::uint32_t>& place,
+                          int threads) {
+  const auto nnz = static_cast<std::int64_t>(list.column.size());
   Compressed matrix;
   matrix.rows = rows;
   matrix.columns = columns;
   place.resize(static_cast<std::size_t>(nnz));
   matrix.canonical.resize(static_cast<std::size_t>(nnz));
   threads = std::max(threads, 1);
-  const RowMajorList list = list_of(rows, columns, positions, nnz, threads);
   matrix.backward = backward_side(list, rows, lines, blocking.backward, blocking.backward_by_length, place, threads);
   matrix.forward = forward_side(list, rows, row_chunk, columns, blocking.forward, place, matrix.canonical, threads);
   return matrix;
@@ -324,55 +298,103 @@ Compressed compress_lines(std::int64_t rows, std::int64_t row_chunk, std::int64_
 
 }  // namespace
 
+RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+                     int threads) {
+  RowMajorList list;
+  list.start.resize(static_cast<std::size_t>(rows + 1));
+  list.column.resize(static_cast<std::size_t>(nnz));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t r = 0; r <= rows; ++r) {
+    list.start[static_cast<std::size_t>(r)] =
+        static_cast<std::uint32_t>(std::lower_bound(positions, positions + nnz, r * columns) - positions);
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
+    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < end; ++i) {
+      list.column[i] = static_cast<std::uint32_t>(positions[i] - r * columns);
+    }
+  }
+  return list;
+}
+
+Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list,
+                    std::vector<std::uint32_t>& place, int threads) {
+  const auto nnz = static_cast<std::int64_t>(list.column.size());
+  return compress_lines(rows, lines_of_chunk(rows), columns, ColumnLines{columns}, choose_blocking(rows, columns, nnz),
+                        list, place, threads);
+}
+
+Compressed compress(const ConvShape& shape, const RowMajorList& list, std::vector<std::uint32_t>& place, int threads) {
+  const auto nnz = static_cast<std::int64_t>(list.column.size());
+  return compress_lines(shape.out, shape.out, shape.columns(), ChannelLines(shape), choose_blocking(shape, nnz), list,
+                        place, threads);
+}
+
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads) {
-  return compress_lines(rows, lines_of_chunk(rows), columns, ColumnLines{columns}, choose_blocking(rows, columns, nnz),
-                        positions, nnz, place, threads);
+  return compress(rows, columns, list_of(rows, columns, positions, nnz, threads), place, threads);
 }
 
 Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads) {
-  return compress_lines(shape.out, shape.out, shape.columns(), ChannelLines(shape), choose_blocking(shape, nnz),
-                        positions, nnz, place, threads);
+  return compress(shape, list_of(shape.out, shape.columns(), positions, nnz, threads), place, threads);
 }
 
-void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
-               int threads) {
+void row_major(const Compressed& matrix, RowMajorList* list, std::vector<std::uint32_t>* place, int threads) {
   const CompressedSide& side = matrix.forward;
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
-  positions.resize(static_cast<std::size_t>(matrix.nnz()));
-  place.resize(static_cast<std::size_t>(matrix.nnz()));
-  std::vector<std::uint32_t> next(static_cast<std::size_t>(matrix.rows + 1), 0);  // of each row
   // f(row, first entry, number of entries) for the lines of chunk c in block b
   const auto each_line = [&](std::int64_t b, std::int64_t c, const auto& f) {
     const CompressedSide::Segment* s = side.segment(b, c);
     std::uint32_t line = s->line, entry = s->entry;
     for (std::uint32_t r = s->run; r < s[1].run; ++r) {
       for (std::uint32_t i = 0; i < side.runs[r].lines; ++i, ++line, entry += side.runs[r].entries) {
-        f(c * side.chunk + side.outer_index[line], entry, side.runs[r].entries);
+        f(static_cast<std::size_t>(c * side.chunk + side.outer_index[line]), entry, side.runs[r].entries);
       }
     }
   };
   threads = std::max(threads, 1);
+  std::vector<std::uint32_t> next(static_cast<std::size_t>(matrix.rows + 1), 0);  // of each row
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t c = 0; c < chunks; ++c) {
     for (std::int64_t b = 0; b < blocks; ++b) {
-      each_line(b, c,
-                [&](std::int64_t row, std::uint32_t, std::uint32_t n) { next[static_cast<std::size_t>(row)] += n; });
+      each_line(b, c, [&](std::size_t row, std::uint32_t, std::uint32_t n) { next[row] += n; });
     }
   }
   std::uint32_t sum = 0;
   for (std::uint32_t& n : next) sum += std::exchange(n, sum);
+  const auto nnz = static_cast<std::size_t>(matrix.nnz());
+  if (list != nullptr) {
+    list->start = next;
+    list->column.resize(nnz);
+  }
+  if (place != nullptr) place->resize(nnz);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (std::int64_t c = 0; c < chunks; ++c) {
     for (std::int64_t b = 0; b < blocks; ++b) {
-      each_line(b, c, [&](std::int64_t row, std::uint32_t entry, std::uint32_t n) {
-        std::uint32_t& to = next[static_cast<std::size_t>(row)];
-        for (std::uint32_t k = entry; k < entry + n; ++k, ++to) {
-          positions[to] = row * matrix.columns + b * side.block + side.inner_index[k];
-          place[to] = matrix.canonical[k];
+      const auto base = static_cast<std::uint32_t>(b * side.block);
+      each_line(b, c, [&](std::size_t row, std::uint32_t entry, std::uint32_t n) {
+        const std::uint32_t to = next[row];
+        next[row] = to + n;
+        if (list != nullptr) {
+          for (std::uint32_t k = 0; k < n; ++k) list->column[to + k] = base + side.inner_index[entry + k];
         }
+        if (place != nullptr) std::copy_n(matrix.canonical.data() + entry, n, place->data() + to);
       });
+    }
+  }
+}
+
+void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
+               int threads) {
+  RowMajorList list;
+  row_major(matrix, &list, &place, threads);
+  positions.resize(list.column.size());
+  for (std::int64_t r = 0; r < matrix.rows; ++r) {
+    const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
+    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < end; ++i) {
+      positions[i] = r * matrix.columns + list.column[i];
     }
   }
 }

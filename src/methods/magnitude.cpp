@@ -14,8 +14,8 @@ namespace espalier {
 
 void prune_by_magnitude(SparseWeight& weight, std::int64_t budget) {
   if (budget == weight.nnz()) return;
-  const Selection kept = select_top(weight.weights().abs(), budget);
-  weight.rewire({weight.active().index_select(0, kept.rest), {}, {}, kept.threshold});
+  const Smallest drop = smallest_weights(weight, weight.nnz() - budget);
+  weight.rewire({drop.positions, {}, {}, drop.threshold});
   ESPALIER_ASSERT(weight.nnz() == budget);
 }
 
@@ -31,7 +31,7 @@ void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsi
   std::vector<std::int64_t> budgets;
   if (distribution == "global") {
     std::vector<at::Tensor> scores;
-    for (const SparseWeight* w : weights) scores.push_back(w->weights().abs());
+    for (const SparseWeight* w : weights) scores.push_back(w->weights().abs_());
     budgets = select_top_counts(scores, kept_count(positions, sparsity));
   } else {
     budgets = allocate(shapes, present, sparsity, distribution);

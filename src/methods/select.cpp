@@ -1,122 +1,253 @@
 #include "espalier/methods/select.h"
 
+#include <ATen/Parallel.h>
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
+#include <memory>
+#include <type_traits>
+#include <utility>
 
 #include "espalier/core/error.h"
 
 namespace espalier {
 namespace {
 
-/// The k-th largest of all values (k >= 1), and how many of those equal to it belong to the k largest.
-struct Cut {
-  double value;
-  std::int64_t ties;
+/// Scores that a thread takes at least.
+constexpr std::int64_t kGrain = 32768;
+
+/// Cuts 0 .. n-1 into parts, one for each thread that is worth waking: f(part, begin, end) for each, all at once.
+struct Parts {
+  explicit Parts(std::int64_t n)
+      : size(n), count(std::clamp<std::int64_t>(n / kGrain, 1, std::max(1, at::get_num_threads()))) {}
+  template <class F>
+  void each(const F& f) const {
+    at::parallel_for(0, count, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t p = first; p < last; ++p) f(p, size * p / count, size * (p + 1) / count);
+    });
+  }
+  std::int64_t size, count;
 };
 
 /// A number's bits as an unsigned whole number that orders as the numbers do.
-std::uint64_t ordered(double v) {
-  v += 0.0;  // -0 is 0
-  std::uint64_t bits = 0;
+template <class T>
+auto ordered(T v) {
+  using Key = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
+  v += T(0);  // -0 is 0
+  Key bits = 0;
   std::memcpy(&bits, &v, sizeof bits);
-  return (bits >> 63) != 0 ? ~bits : bits | (std::uint64_t{1} << 63);
+  return (bits & kSign) != 0 ? static_cast<Key>(~bits) : static_cast<Key>(bits | kSign);
 }
 
-Cut cut_of(const std::vector<double>& values, std::int64_t k) {
-  // The upper 16 bits find the few values among which the k-th is.
-  constexpr int kShift = 48;
-  std::vector<std::int64_t> counts(1 << 16, 0);
-  for (const double v : values) ++counts[ordered(v) >> kShift];
-  std::size_t bucket = counts.size() - 1;
-  std::int64_t above = 0;
-  while (above + counts[bucket] < k) above += counts[bucket--];
-  std::vector<double> near;
-  near.reserve(static_cast<std::size_t>(counts[bucket]));
-  for (const double v : values)
-    if (ordered(v) >> kShift == bucket) near.push_back(v);
-  const auto at = near.begin() + (k - above - 1);
-  std::nth_element(near.begin(), at, near.end(), std::greater<>());
-  const double value = *at;
-  for (const double v : near) above += v > value;
-  return {value, k - above};
+/// float32 as it is, everything else as float64.
+at::Tensor scores(const at::Tensor& score) {
+  const auto type = score.scalar_type() == at::kFloat ? at::kFloat : at::kDouble;
+  return score.detach().to(type).contiguous().view({-1});
 }
 
-std::vector<double> as_doubles(const at::Tensor& score) {
-  const at::Tensor flat = score.detach().to(torch::kDouble).contiguous();
-  const double* p = flat.data_ptr<double>();
-  std::vector<double> values(p, p + flat.numel());
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    ESPALIER_CHECK(!std::isnan(values[i]), ErrorKind::diverged, "score {} of {} is not a number: cannot rank weights",
-                   i, values.size());
+/// f(T{}) with T the C++ type of `scores`.
+template <class F>
+void with_type(const at::Tensor& scores, const F& f) {
+  if (scores.scalar_type() == at::kFloat)
+    f(float{});
+  else
+    f(double{});
+}
+
+template <class T>
+void check_numbers(const at::Tensor& scores) {
+  const T* v = scores.data_ptr<T>();
+  const Parts parts(scores.numel());
+  std::vector<std::int64_t> wrong(static_cast<std::size_t>(parts.count), -1);
+  parts.each([&](std::int64_t p, std::int64_t begin, std::int64_t end) {
+    const T* nan = std::find_if(v + begin, v + end, [](T s) { return s != s; });
+    if (nan != v + end) wrong[static_cast<std::size_t>(p)] = nan - v;
+  });
+  for (const auto i : wrong) {
+    ESPALIER_CHECK(i < 0, ErrorKind::diverged, "score {} of {} is not a number: cannot rank weights", i,
+                   scores.numel());
   }
-  return values;
+}
+
+/// The k-th largest of all values (k >= 1), and how many of those equal to it belong to the k largest.
+template <class T>
+struct Cut {
+  T value = std::numeric_limits<T>::infinity();
+  std::int64_t ties = 0;  // value = inf and no ties: nothing is above
+};
+
+/// Finds the k-th largest digit by digit, the highest 16 bits first: each pass counts the digits of those values that
+/// agree with it so far. No copy of the values.
+template <class T>
+Cut<T> cut_of(const std::vector<at::Tensor>& all, std::int64_t k) {
+  using Key = decltype(ordered(T{}));
+  constexpr int kDigit = 16, kBits = 8 * sizeof(Key);
+  Key found = 0;  // the upper digits of the k-th largest
+  for (int shift = kBits - kDigit; shift >= 0; shift -= kDigit) {
+    std::vector<std::int64_t> counts(1 << kDigit, 0);
+    for (const at::Tensor& values : all) {
+      const T* v = values.data_ptr<T>();
+      const Parts parts(values.numel());
+      std::vector<std::vector<std::int64_t>> of_part(static_cast<std::size_t>(parts.count));
+      parts.each([&](std::int64_t p, std::int64_t begin, std::int64_t end) {
+        auto& mine = of_part[static_cast<std::size_t>(p)];
+        mine.resize(counts.size(), 0);
+        for (std::int64_t i = begin; i < end; ++i) {
+          const Key key = ordered(v[i]);
+          const Key upper = static_cast<Key>(key >> shift >> (kDigit - 1) >> 1);
+          if (upper == found) ++mine[(key >> shift) & (counts.size() - 1)];
+        }
+      });
+      for (const auto& mine : of_part)
+        for (std::size_t d = 0; d < counts.size(); ++d) counts[d] += mine[d];
+    }
+    std::size_t digit = counts.size() - 1;
+    while (counts[digit] < k) k -= counts[digit--];
+    found = static_cast<Key>(found << (kDigit - 1) << 1 | static_cast<Key>(digit));
+  }
+  constexpr Key kSign = Key{1} << (kBits - 1);
+  const Key bits = (found & kSign) != 0 ? static_cast<Key>(found ^ kSign) : static_cast<Key>(~found);
+  Cut<T> cut{T(0), k};
+  std::memcpy(&cut.value, &bits, sizeof bits);
+  return cut;
+}
+
+/// Splits the indices by the cut. What is null is not wanted.
+template <class T>
+void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, std::int64_t* rest) {
+  const T* v = values.data_ptr<T>();
+  const Parts parts(values.numel());
+  // Above the cut and on it, of each part; then of all parts before.
+  std::vector<std::array<std::int64_t, 2>> before(static_cast<std::size_t>(parts.count));
+  parts.each([&](std::int64_t p, std::int64_t begin, std::int64_t end) {
+    std::int64_t above = 0, ties = 0;
+    for (std::int64_t i = begin; i < end; ++i) {
+      above += v[i] > cut.value;
+      ties += v[i] == cut.value;
+    }
+    before[static_cast<std::size_t>(p)] = {above, ties};
+  });
+  std::array<std::int64_t, 2> sum = {0, 0};
+  for (auto& counts : before) {
+    for (std::size_t k = 0; k < 2; ++k) sum[k] += std::exchange(counts[k], sum[k]);
+  }
+  parts.each([&](std::int64_t p, std::int64_t begin, std::int64_t end) {
+    const auto [above, ties] = before[static_cast<std::size_t>(p)];
+    std::int64_t left = std::max<std::int64_t>(0, cut.ties - ties), taken = above + std::min(cut.ties, ties);
+    for (std::int64_t i = begin; i < end; ++i) {
+      bool take = v[i] > cut.value;
+      if (v[i] == cut.value && left > 0) {
+        take = true;
+        --left;
+      }
+      if (take) {
+        if (chosen != nullptr) chosen[taken] = i;
+        ++taken;
+      } else if (rest != nullptr) {
+        rest[i - taken] = i;
+      }
+    }
+  });
+}
+
+/// select_top, each of its parts only where it is wanted. Returns the threshold.
+double select(const at::Tensor& score, std::int64_t k, at::Tensor* chosen, at::Tensor* rest) {
+  const std::int64_t n = score.numel();
+  ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "cannot select {} of {}", k, n);
+  const at::Tensor values = scores(score);
+  double threshold = std::numeric_limits<double>::infinity();
+  with_type(values, [&](auto zero) {
+    using T = decltype(zero);
+    check_numbers<T>(values);
+    Cut<T> cut;
+    if (k > 0) cut = cut_of<T>({values}, k);
+    threshold = static_cast<double>(cut.value);
+    if (chosen != nullptr) *chosen = torch::empty({k}, torch::kInt64);
+    if (rest != nullptr) *rest = torch::empty({n - k}, torch::kInt64);
+    split<T>(values, cut, chosen != nullptr ? chosen->data_ptr<std::int64_t>() : nullptr,
+             rest != nullptr ? rest->data_ptr<std::int64_t>() : nullptr);
+  });
+  return threshold;
 }
 
 }  // namespace
 
 Selection select_top(const at::Tensor& score, std::int64_t k) {
-  const std::int64_t n = score.numel();
-  ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "cannot select {} of {}", k, n);
-  const auto values = as_doubles(score);
-  Selection s{torch::empty({k}, torch::kInt64), torch::empty({n - k}, torch::kInt64),
-              std::numeric_limits<double>::infinity()};
-  Cut cut{std::numeric_limits<double>::infinity(), 0};
-  if (k > 0) {
-    cut = cut_of(values, k);
-    s.threshold = cut.value;
-  }
-  auto* chosen = s.chosen.data_ptr<std::int64_t>();
-  auto* rest = s.rest.data_ptr<std::int64_t>();
-  for (std::int64_t i = 0; i < n; ++i) {
-    const double v = values[static_cast<std::size_t>(i)];
-    const bool take = v > cut.value || (v == cut.value && cut.ties > 0);
-    if (take && v == cut.value) --cut.ties;
-    *(take ? chosen : rest)++ = i;
-  }
+  Selection s;
+  s.threshold = select(score, k, &s.chosen, &s.rest);
   return s;
 }
 
-std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& scores, std::int64_t k) {
-  std::vector<std::vector<double>> values;
-  std::vector<double> pooled;
-  for (const auto& score : scores) {
-    values.push_back(as_doubles(score));
-    pooled.insert(pooled.end(), values.back().begin(), values.back().end());
+Smallest smallest_weights(const SparseWeight& weight, std::int64_t count) {
+  Smallest s;
+  at::Tensor which;
+  s.threshold = select(weight.weights().abs_(), weight.nnz() - count, nullptr, &which);
+  s.positions = weight.active().index_select(0, which);
+  return s;
+}
+
+std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& given, std::int64_t k) {
+  std::vector<at::Tensor> all;
+  std::int64_t n = 0;
+  bool same_type = true;
+  for (const auto& score : given) {
+    all.push_back(scores(score));
+    n += score.numel();
+    same_type = same_type && all.back().scalar_type() == all.front().scalar_type();
   }
-  ESPALIER_CHECK(k >= 0 && k <= static_cast<std::int64_t>(pooled.size()), ErrorKind::usage, "cannot select {} of {}", k,
-                 pooled.size());
-  std::vector<std::int64_t> counts(scores.size(), 0);
+  ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "cannot select {} of {}", k, n);
+  if (!same_type)
+    for (auto& values : all) values = values.to(at::kDouble);
+  std::vector<std::int64_t> counts(all.size(), 0);
   if (k == 0) return counts;
-  Cut cut = cut_of(pooled, k);
-  for (std::size_t s = 0; s < values.size(); ++s) {
-    for (const double v : values[s]) {
-      if (v > cut.value) {
-        ++counts[s];
-      } else if (v == cut.value && cut.ties > 0) {
-        ++counts[s];
-        --cut.ties;
-      }
+  with_type(all.front(), [&](auto zero) {
+    using T = decltype(zero);
+    for (const auto& values : all) check_numbers<T>(values);
+    Cut<T> cut = cut_of<T>(all, k);
+    for (std::size_t s = 0; s < all.size(); ++s) {
+      const std::int64_t ties = std::min(cut.ties, all[s].eq(cut.value).sum().template item<std::int64_t>());
+      counts[s] = all[s].gt(cut.value).sum().template item<std::int64_t>() + ties;
+      cut.ties -= ties;
     }
-  }
+  });
   return counts;
 }
 
+at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStream& random) {
+  auto numbers = std::make_shared<std::vector<std::int64_t>>(random_subset(n, count, random, at::get_num_threads()));
+  return torch::from_blob(
+      numbers->data(), {count}, [numbers](void*) mutable { numbers.reset(); }, torch::kInt64);
+}
+
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random) {
+  at::Tensor chosen = random_positions(weight.numel() - weight.nnz(), count, random);  // numbers among the free
   const at::Tensor active = weight.active();
   const auto* here = active.data_ptr<std::int64_t>();
   const std::int64_t nnz = active.numel();
-  std::vector<std::int64_t> chosen = random_subset(weight.numel() - nnz, count, random);  // numbers among the free
-  std::int64_t before = 0;  // active positions before the chosen one
-  for (auto& position : chosen) {
-    while (before < nnz && here[before] <= position + before) ++before;
-    position += before;
-  }
-  return torch::tensor(chosen, torch::kInt64);
+  auto* const position = chosen.data_ptr<std::int64_t>();
+  Parts(count).each([&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    if (begin == end) return;
+    // Active positions before the first of this part: here[b] - b, which does not fall, is how many free ones come
+    // before the active one of number b.
+    std::int64_t before = 0;
+    for (std::int64_t high = nnz; before < high;) {
+      const std::int64_t middle = before + (high - before) / 2;
+      if (here[middle] - middle <= position[begin])
+        before = middle + 1;
+      else
+        high = middle;
+    }
+    for (std::int64_t i = begin; i < end; ++i) {
+      while (before < nnz && here[before] - before <= position[i]) ++before;
+      position[i] += before;
+    }
+  });
+  return chosen;
 }
 
 }  // namespace espalier

@@ -104,8 +104,10 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   ESPALIER_CHECK(!context_.weights.empty() || options.sparsity() == 0, ErrorKind::usage,
                  "[sparsity].dense_layers leaves no layer to make sparse");
   method_->check(context_);
-  method_->prepare(context_);
-  change_topology(nullptr);
+  follow_changes(nullptr, [&] { method_->prepare(context_); });
+  for (std::size_t l = 0; l < topology_.size(); ++l) {  // the first masks: what they leave out was never there
+    topology_[l].dropped = context_.weights[l]->numel() - topology_[l].nnz;
+  }
 }
 
 std::vector<at::Tensor> Sparsifier::weight_parameters() const {
@@ -163,28 +165,37 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
     for (auto& w : weights_) w->shrink(std::pow(keep, 1 / alpha));
   }
   ++context_.clock.step;
-  method_->after_step(context_);
-  change_topology(&optimizer);
+  follow_changes(&optimizer, [&] { method_->after_step(context_); });
   for (auto& p : everything_) p.mutable_grad() = at::Tensor();
 }
 
-void Sparsifier::change_topology(torch::optim::Optimizer* optimizer) {
-  topology_.clear();
+void Sparsifier::follow_changes(torch::optim::Optimizer* optimizer, const std::function<void()>& act) {
+  const auto& weights = context_.weights;
+  std::vector<LayerTopology> record;
+  for (const SparseWeight* w : weights) record.push_back({w->name(), 0, 0, 0, std::nullopt});
   bool any = false;
-  for (SparseWeight* w : context_.weights) {
-    const auto change = w->take_change();
-    topology_.push_back({w->name(), w->nnz(), change ? change->dropped.numel() : 0, change ? change->grown.numel() : 0,
-                         change ? change->threshold : std::nullopt});
-    if (!change) continue;
-    any = true;
-    if (optimizer == nullptr) {  // the first masks: what they leave out was never there
-      topology_.back().dropped = w->numel() - w->nnz();
-      continue;
+  struct Unfollow {
+    const std::vector<SparseWeight*>& weights;
+    ~Unfollow() {
+      for (SparseWeight* w : weights) w->follow({});
     }
-    for_each_state(*optimizer, w->parameter(),
-                   [&](const std::string&, at::Tensor& state) { w->reindex_state(state, *change); });
+  } unfollow{weights};
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    weights[l]->follow([&, l](const TopologyChange& change) {
+      any = true;
+      record[l].dropped += change.dropped.defined() ? change.dropped.numel() : 0;
+      record[l].grown += change.grown.defined() ? change.grown.numel() : 0;
+      record[l].threshold = change.threshold;
+      if (optimizer == nullptr) return;
+      for_each_state(*optimizer, weights[l]->parameter(),
+                     [&](const std::string&, at::Tensor& state) { weights[l]->reindex_state(state, change); });
+    });
   }
-  if (!any) topology_.clear();
+  act();
+  topology_.clear();
+  if (!any) return;
+  for (std::size_t l = 0; l < weights.size(); ++l) record[l].nnz = weights[l]->nnz();
+  topology_ = std::move(record);
 }
 
 std::int64_t Sparsifier::nnz() const {

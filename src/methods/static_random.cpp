@@ -1,10 +1,9 @@
 #include "espalier/methods/static_random.h"
 
-#include <torch/torch.h>
-
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/methods/allocate.h"
+#include "espalier/methods/select.h"
 
 namespace espalier {
 
@@ -39,7 +38,7 @@ void StaticRandom::prepare(const MethodContext& context) {
   for (std::size_t l = 0; l < budgets.size(); ++l) {
     SparseWeight& w = *context.weights[l];
     const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w.layer()));
-    w.keep(torch::tensor(random_subset(w.numel(), budgets[l], random), torch::kInt64));
+    w.keep(random_positions(w.numel(), budgets[l], random));
     ESPALIER_ASSERT(w.nnz() == budgets[l]);
   }
 }

@@ -25,25 +25,41 @@ void with_type(at::ScalarType type, const F& f) {
     f(double{});
 }
 
+/// f(T{}, begin, end) over parts of 0 .. n-1, with T the C++ type of the values.
+template <class F>
+void each_part(at::ScalarType type, std::int64_t n, const F& f) {
+  with_type(type, [&](auto zero) {
+    at::parallel_for(0, n, kGrain, [&](std::int64_t begin, std::int64_t end) { f(zero, begin, end); });
+  });
+}
+
 /// out[to[i]] = values[i]: from row-major to canonical order.
 at::Tensor scattered(const at::Tensor& values, const std::vector<std::uint32_t>& to) {
   const at::Tensor from = values.contiguous();
   at::Tensor out = torch::empty_like(from, torch::TensorOptions().requires_grad(false));
-  with_type(values.scalar_type(), [&](auto zero) {
+  each_part(from.scalar_type(), from.numel(), [&](auto zero, std::int64_t begin, std::int64_t end) {
     using T = decltype(zero);
     const T* source = from.data_ptr<T>();
     T* target = out.data_ptr<T>();
-    at::parallel_for(0, from.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) target[to[static_cast<std::size_t>(i)]] = source[i];
-    });
+    for (std::int64_t i = begin; i < end; ++i) target[to[static_cast<std::size_t>(i)]] = source[i];
   });
   return out;
 }
 
-std::vector<std::int64_t> all_positions(std::int64_t n) {
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(n));
-  std::iota(positions.begin(), positions.end(), std::int64_t{0});
-  return positions;
+/// out[i] = values[from[i]], zero for what is newborn.
+at::Tensor gathered(const at::Tensor& values, const std::vector<std::uint32_t>& from) {
+  const at::Tensor source = values.contiguous();
+  at::Tensor out = torch::empty({static_cast<std::int64_t>(from.size())}, source.options().requires_grad(false));
+  each_part(source.scalar_type(), out.numel(), [&](auto zero, std::int64_t begin, std::int64_t end) {
+    using T = decltype(zero);
+    const T* before = source.data_ptr<T>();
+    T* now = out.data_ptr<T>();
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::uint32_t f = from[static_cast<std::size_t>(i)];
+      now[i] = f != TopologyChange::kNewborn ? before[f] : T(0);
+    }
+  });
+  return out;
 }
 
 const at::Tensor* find(const NamedTensors& tensors, const std::string& key) {
@@ -87,36 +103,56 @@ void CompressedWeight::adopt(std::string name, std::int64_t layer, const Reparam
   if (!is_virgin()) push();
 }
 
-at::Tensor CompressedWeight::draw(const std::vector<std::int64_t>& positions) const {
+at::Tensor CompressedWeight::draw(const at::Tensor& positions) const {
   if (draw_) return draw_(positions);
-  return torch::zeros({static_cast<std::int64_t>(positions.size())}, values_.scalar_type());
+  return torch::zeros({positions.numel()}, values_.scalar_type());
 }
 
-std::vector<std::uint32_t> CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
-  const auto nnz = static_cast<std::int64_t>(positions.size());
+void CompressedWeight::check_count(std::int64_t nnz) const {
   constexpr std::int64_t kMost = (std::int64_t{1} << 32) - 4096;  // places are 32 bits, and kernels look a little ahead
   ESPALIER_CHECK(nnz <= kMost, ErrorKind::usage, "{}: {} entries; compressed storage holds at most {} a layer", name(),
                  nnz, kMost);
+}
+
+kernels::RowMajorList CompressedWeight::list_of(const Positions& positions) const {
+  check_count(positions.size());
+  return kernels::list_of(rows_, columns_, positions.begin(), positions.size(), at::get_num_threads());
+}
+
+std::shared_ptr<kernels::Compressed> CompressedWeight::compress(const kernels::RowMajorList& entries,
+                                                                std::vector<std::uint32_t>& place) const {
   auto matrix = std::make_shared<kernels::Compressed>();
-  std::vector<std::uint32_t> place;
-  *matrix = conv_ ? kernels::compress(*conv_, positions.data(), nnz, place, at::get_num_threads())
-                  : kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());
+  *matrix = conv_ ? kernels::compress(*conv_, entries, place, at::get_num_threads())
+                  : kernels::compress(rows_, columns_, entries, place, at::get_num_threads());
+  return matrix;
+}
+
+void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const at::Tensor& phi) {
+  const at::Tensor w =
+      reparametrised() ? torch::empty_like(phi, torch::TensorOptions().requires_grad(false)) : at::Tensor();
+  every_ = BitMask(phi.numel(), true);
+  backward_ = every_;
+  // Nothing throws from here on.
   matrix_ = std::move(matrix);
-  phi_.set_data(scattered(phi, place));
-  if (reparametrised()) values_.set_data(torch::empty_like(phi_, torch::TensorOptions().requires_grad(false)));
-  forward_values_ = at::Tensor();
-  power_ = at::Tensor();
-  every_ = BitMask(nnz, true);
-  return place;
+  phi_.set_data(phi);
+  if (w.defined()) values_.set_data(w);
+  frozen_ = power_ = forward_values_ = at::Tensor();
+  forward_version_ = -1;
+}
+
+void CompressedWeight::set_entries(kernels::RowMajorList entries, const at::Tensor& phi) {
+  std::vector<std::uint32_t> place;
+  auto matrix = compress(entries, place);
+  entries = {};
+  store(std::move(matrix), scattered(phi, place));
+  push();
 }
 
 void CompressedWeight::materialise() {
   const torch::NoGradGuard no_grad;
   if (!is_virgin()) return;
-  const auto positions = all_positions(numel());
-  store(positions, reparametrisation_.inverse(draw(positions)));
-  backward_ = every_;
-  push();
+  const at::Tensor all = torch::arange(numel(), torch::kInt64);
+  set_entries(list_of({all, numel(), name(), "keep"}), reparametrisation_.inverse(draw(all)));
 }
 
 void CompressedWeight::from_dense(const at::Tensor& dense) {
@@ -126,7 +162,7 @@ void CompressedWeight::from_dense(const at::Tensor& dense) {
                  fmt::join(shape(), ", "));
   const at::Tensor flat = dense.detach().to(values_.scalar_type()).contiguous().view({-1});
   const at::Tensor kept = flat.nonzero().view({-1});
-  set_entries(checked(kept, numel(), name(), "keep"), reparametrisation_.inverse(flat.index_select(0, kept)));
+  set_entries(list_of({kept, numel(), name(), "keep"}), reparametrisation_.inverse(flat.index_select(0, kept)));
 }
 
 at::Tensor CompressedWeight::to_dense() const {
@@ -178,27 +214,29 @@ std::int64_t CompressedWeight::nnz() const { return is_virgin() ? numel() : matr
 
 at::Tensor CompressedWeight::active() const {
   if (is_virgin()) return torch::arange(numel(), torch::kInt64);
-  std::vector<std::int64_t> positions;
-  std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, positions, place, at::get_num_threads());
-  return to_tensor(positions);
+  kernels::RowMajorList list;
+  kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
+  at::Tensor positions = torch::empty({nnz()}, torch::kInt64);
+  auto* const out = positions.data_ptr<std::int64_t>();
+  at::parallel_for(0, rows_, rows_of_grain(), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const std::uint32_t row_end = list.start[static_cast<std::size_t>(r + 1)];
+      for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < row_end; ++i) {
+        out[i] = r * columns_ + list.column[i];
+      }
+    }
+  });
+  return positions;
+}
+
+std::int64_t CompressedWeight::rows_of_grain() const {
+  return std::max<std::int64_t>(1, kGrain * rows_ / std::max<std::int64_t>(1, nnz()));
 }
 
 at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
-  const torch::NoGradGuard no_grad;
-  std::vector<std::int64_t> positions;
   std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, positions, place, at::get_num_threads());
-  at::Tensor out = torch::empty_like(canonical, torch::TensorOptions().requires_grad(false));
-  with_type(canonical.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* from = canonical.data_ptr<T>();
-    T* to = out.data_ptr<T>();
-    at::parallel_for(0, out.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) to[i] = from[place[static_cast<std::size_t>(i)]];
-    });
-  });
-  return out;
+  kernels::row_major(*matrix_, nullptr, &place, at::get_num_threads());
+  return gathered(canonical.detach(), place);
 }
 
 at::Tensor CompressedWeight::weights() const {
@@ -211,153 +249,182 @@ at::Tensor CompressedWeight::weights() const {
 }
 
 at::Tensor CompressedWeight::values() const {
-  if (is_virgin()) return reparametrisation_.inverse(draw(all_positions(numel())));
+  if (is_virgin()) return reparametrisation_.inverse(draw(active()));
   return row_major(phi_);
 }
 
 void CompressedWeight::keep(const at::Tensor& positions) {
   const torch::NoGradGuard no_grad;
-  auto kept = checked(positions, numel(), name(), "keep");
+  const Positions kept(positions, numel(), name(), "keep");
   if (is_virgin()) {
-    store(kept, reparametrisation_.inverse(draw(kept)));
-    backward_ = every_;
-    // What was not kept was never there, so it is not listed: a list would be as long as the dense weight.
-    change_ = TopologyChange{to_tensor({}), to_tensor({}), std::nullopt, {}};
-    push();
+    set_entries(list_of(kept), reparametrisation_.inverse(draw(positions)));
+    tell({});  // What was not kept was never there, so it is not listed: a list would be as long as the dense weight.
     return;
   }
-  std::vector<std::int64_t> old, drop;
-  std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, old, place, at::get_num_threads());
+  const at::Tensor before = active();
+  const Positions old(before, numel(), name(), "keep");
+  std::vector<std::int64_t> drop;
   std::set_difference(old.begin(), old.end(), kept.begin(), kept.end(), std::back_inserter(drop));
-  ESPALIER_CHECK(old.size() - drop.size() == kept.size(), ErrorKind::usage, "{}: a position to keep is not active",
-                 name());
+  ESPALIER_CHECK(old.size() - static_cast<std::int64_t>(drop.size()) == kept.size(), ErrorKind::usage,
+                 "{}: a position to keep is not active", name());
   rewire({to_tensor(drop), {}, {}, {}});
+}
+
+kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Positions& grow,
+                                                std::vector<std::uint32_t>& from) const {
+  kernels::RowMajorList old, now;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, &old, &place, at::get_num_threads());
+  const auto at = [](std::int64_t row) { return static_cast<std::size_t>(row); };
+  const auto before_row = [&](const Positions& list, std::int64_t row) {
+    return std::lower_bound(list.begin(), list.end(), row * columns_) - list.begin();
+  };
+
+  // How long each row becomes, if the lists are what Rewiring says; never negative, so that rows never overlap.
+  now.start.resize(at(rows_ + 1), 0);
+  at::parallel_for(0, rows_, rows_of_grain(), [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t d = before_row(drop, begin), g = before_row(grow, begin);
+    for (std::int64_t r = begin; r < end; ++r) {
+      const std::int64_t drops = before_row(drop, r + 1) - std::exchange(d, before_row(drop, r + 1)),
+                         grows = before_row(grow, r + 1) - std::exchange(g, before_row(grow, r + 1)),
+                         present = old.start[at(r + 1)] - old.start[at(r)];
+      now.start[at(r)] = static_cast<std::uint32_t>(std::max<std::int64_t>(0, present - drops) + grows);
+    }
+  });
+  std::uint32_t sum = 0;
+  for (std::uint32_t& n : now.start) sum += std::exchange(n, sum);
+  now.column.resize(sum);
+  from.resize(sum);
+
+  // Each row: a walk over its entries and both lists.
+  const std::int64_t parts = std::clamp<std::int64_t>(nnz() / kGrain, 1, at::get_num_threads());
+  std::vector<std::string> wrong(at(parts));
+  const auto merge = [&](std::int64_t first_row, std::int64_t last_row) -> std::string {
+    std::int64_t d = before_row(drop, first_row), g = before_row(grow, first_row);
+    for (std::int64_t r = first_row; r < last_row; ++r) {
+      std::uint32_t to = now.start[at(r)];
+      const auto put = [&](std::int64_t position, std::uint32_t source) {
+        if (to == now.start[at(r + 1)]) return;
+        now.column[to] = static_cast<std::uint32_t>(position - r * columns_);
+        from[to++] = source;
+      };
+      const auto grow_up_to = [&](std::int64_t limit) {
+        for (; g < grow.size() && grow[g] < limit; ++g) put(grow[g], TopologyChange::kNewborn);
+      };
+      const auto must_be_dropped_before = [&](std::int64_t limit) { return d < drop.size() && drop[d] < limit; };
+      for (std::uint32_t i = old.start[at(r)]; i < old.start[at(r + 1)]; ++i) {
+        const std::int64_t position = r * columns_ + old.column[i];
+        grow_up_to(position);
+        if (must_be_dropped_before(position)) break;
+        if (d < drop.size() && drop[d] == position) {
+          ++d;  // grown again, if it is, by the next grow_up_to
+        } else if (g < grow.size() && grow[g] == position) {
+          return fmt::format("{}: position {} to grow is active already", name(), position);
+        } else {
+          put(position, place[i]);
+        }
+      }
+      const std::int64_t row_end = (r + 1) * columns_;
+      if (must_be_dropped_before(row_end)) return fmt::format("{}: position {} to drop is not active", name(), drop[d]);
+      grow_up_to(row_end);
+    }
+    return "";
+  };
+  at::parallel_for(0, parts, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) wrong[at(p)] = merge(rows_ * p / parts, rows_ * (p + 1) / parts);
+  });
+  for (const auto& error : wrong) ESPALIER_CHECK(error.empty(), ErrorKind::usage, "{}", error);
+  return now;
 }
 
 void CompressedWeight::rewire(const Rewiring& change) {
   const torch::NoGradGuard no_grad;
   materialise();
-  const auto drop = checked(change.drop, numel(), name(), "drop");
-  const auto grow = checked(change.grow, numel(), name(), "grow");
-  at::Tensor births = torch::zeros({static_cast<std::int64_t>(grow.size())}, values_.scalar_type());
+  const Positions drop(change.drop, numel(), name(), "drop"), grow(change.grow, numel(), name(), "grow");
+  check_count(nnz() + grow.size());
+  at::Tensor births;
   if (change.birth_values.defined()) {
     births = change.birth_values.detach().to(values_.scalar_type()).contiguous();
-    ESPALIER_CHECK(births.dim() == 1 && births.size(0) == static_cast<std::int64_t>(grow.size()), ErrorKind::usage,
+    ESPALIER_CHECK(births.dim() == 1 && births.size(0) == grow.size(), ErrorKind::usage,
                    "{}: {} birth values for {} positions to grow", name(), births.numel(), grow.size());
   }
-  std::vector<std::int64_t> old;
-  std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, old, place, at::get_num_threads());
 
-  // A walk over the three ascending lists, cut at positions so that each thread knows where its part goes (if the lists
-  // are what Rewiring says). `from`: the old canonical place, or ~(number of the birth).
-  const auto nnz = static_cast<std::int64_t>(old.size() - std::min(old.size(), drop.size()) + grow.size());
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(nnz)), from(positions.size());
-  const int parts = at::get_num_threads();
-  std::vector<std::string> wrong(static_cast<std::size_t>(parts));
-  at::parallel_for(0, parts, 1, [&](std::int64_t part_begin, std::int64_t part_end) {
-    for (std::int64_t p = part_begin; p < part_end; ++p) {
-      const auto cut = [&](const std::vector<std::int64_t>& list, std::int64_t part) {
-        const std::int64_t limit = part == parts ? numel() : numel() / parts * part;
-        return static_cast<std::size_t>(std::lower_bound(list.begin(), list.end(), limit) - list.begin());
-      };
-      std::size_t d = cut(drop, p), g = cut(grow, p);
-      const std::size_t drop_end = cut(drop, p + 1), grow_end = cut(grow, p + 1), old_end = cut(old, p + 1);
-      std::size_t to = cut(old, p) - std::min(cut(old, p), d) + g;
-      std::string& error = wrong[static_cast<std::size_t>(p)];
-      const auto put = [&](std::int64_t position, std::int64_t source) {
-        if (to < positions.size()) {
-          positions[to] = position;
-          from[to++] = source;
-        }
-      };
-      const auto grow_up_to = [&](std::int64_t limit) {
-        for (; g < grow_end && grow[g] < limit; ++g) put(grow[g], ~static_cast<std::int64_t>(g));
-      };
-      for (std::size_t i = cut(old, p); i < old_end && error.empty(); ++i) {
-        grow_up_to(old[i]);
-        if (d < drop_end && drop[d] < old[i]) break;
-        if (d < drop_end && drop[d] == old[i]) {
-          ++d;  // grown again, if it is, by the next grow_up_to
-        } else if (g < grow_end && grow[g] == old[i]) {
-          error = fmt::format("{}: position {} to grow is active already", name(), grow[g]);
-        } else {
-          put(old[i], place[i]);
-        }
-      }
-      if (error.empty() && d < drop_end) {
-        error = fmt::format("{}: position {} to drop is not active", name(), drop[d]);
-      }
-      grow_up_to(numel());
-    }
-  });
-  for (const auto& error : wrong) ESPALIER_CHECK(error.empty(), ErrorKind::usage, "{}", error);
-
-  at::Tensor phi = torch::empty({nnz}, values_.scalar_type());
-  with_type(values_.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* before = phi_.data_ptr<T>();
-    const T* born = births.data_ptr<T>();
-    T* now = phi.data_ptr<T>();
-    at::parallel_for(0, nnz, kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t f = from[static_cast<std::size_t>(i)];
-        now[i] = f >= 0 ? before[f] : born[~f];
+  // Each list lives as long as it is needed: with the old structure, they are what memory peaks with.
+  TopologyChange now{change.drop, change.grow, change.threshold, {}};
+  std::shared_ptr<kernels::Compressed> matrix;
+  std::vector<std::uint32_t> born;  // canonical places of the birth values
+  {
+    std::vector<std::uint32_t> from, place;
+    kernels::RowMajorList entries = rewired(drop, grow, from);
+    forward_values_ = at::Tensor();  // made again below, or when asked for
+    forward_version_ = -1;
+    matrix = compress(entries, place);
+    entries = {};
+    now.carried.resize(from.size());
+    at::parallel_for(0, matrix->nnz(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+        now.carried[place[i]] = from[i];
       }
     });
-  });
-  const BitMask trainable = backward_;
-  const auto new_place = store(positions, phi);
-  at::Tensor carried = torch::empty({nnz}, torch::kInt64);  // where each entry came from, in the new canonical order
-  auto* c = carried.data_ptr<std::int64_t>();
-  at::parallel_for(0, nnz, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      c[new_place[static_cast<std::size_t>(i)]] = std::max<std::int64_t>(-1, from[static_cast<std::size_t>(i)]);
-    }
-  });
-  backward_ = every_;
-  if (!trainable.all()) {
-    for (std::int64_t k = 0; k < nnz; ++k)
-      if (c[k] >= 0 && !trainable.test(c[k])) backward_.set(k, false);
-  }
-
-  TopologyChange now{to_tensor(drop), to_tensor(grow), change.threshold, carried};
-  if (change_) {
-    now.dropped = torch::cat({change_->dropped, now.dropped});
-    now.grown = torch::cat({change_->grown, now.grown});
-    if (change_->carried.defined()) {
-      const auto* before = change_->carried.data_ptr<std::int64_t>();
-      for (std::int64_t k = 0; k < nnz; ++k) c[k] = c[k] < 0 ? -1 : before[c[k]];
+    if (births.defined()) {
+      for (std::size_t i = 0; i < from.size(); ++i)
+        if (from[i] == TopologyChange::kNewborn) born.push_back(place[i]);
     }
   }
-  change_ = std::move(now);
+  at::Tensor phi = gathered(phi_.detach(), now.carried);
+  if (births.defined()) {
+    with_type(phi.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      T* const values = phi.data_ptr<T>();
+      const T* const birth = births.data_ptr<T>();
+      for (std::size_t i = 0; i < born.size(); ++i) values[born[i]] = birth[i];
+    });
+  }
+  const BitMask learnt = backward_;
+  store(std::move(matrix), phi);
+  phi = at::Tensor();
+  if (!learnt.all()) {
+    for (std::int64_t k = 0; k < nnz(); ++k) {
+      const std::uint32_t before = now.carried[static_cast<std::size_t>(k)];
+      if (before != TopologyChange::kNewborn && !learnt.test(before)) backward_.set(k, false);
+    }
+  }
   freeze();
   push();
+  tell(now);
+}
+
+template <class F>
+void CompressedWeight::each_entry(const F& f) const {
+  kernels::RowMajorList list;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
+  for (std::int64_t r = 0; r < rows_; ++r) {
+    const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
+    for (std::uint32_t i = list.start[static_cast<std::size_t>(r)]; i < end; ++i) {
+      f(r * columns_ + list.column[i], place[i]);
+    }
+  }
 }
 
 void CompressedWeight::set_trainable(const at::Tensor& positions) {
   materialise();
-  const auto list = checked(positions, numel(), name(), "train");
-  std::vector<std::int64_t> here;
-  std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, here, place, at::get_num_threads());
+  const Positions list(positions, numel(), name(), "train");
   backward_ = BitMask(nnz());
-  std::size_t next = 0;
-  for (std::size_t i = 0; i < here.size() && next < list.size(); ++i) {
-    while (next < list.size() && list[next] < here[i]) ++next;  // not stored: nothing there can learn
-    if (next < list.size() && list[next] == here[i]) backward_.set(place[i], true);
-  }
+  std::int64_t next = 0;
+  each_entry([&](std::int64_t position, std::uint32_t place) {
+    while (next < list.size() && list[next] < position) ++next;  // not stored: nothing there can learn
+    if (next < list.size() && list[next] == position) backward_.set(place, true);
+  });
   freeze();
 }
 
 at::Tensor CompressedWeight::trainable() const {
   if (is_virgin()) return torch::arange(numel(), torch::kInt64);
-  std::vector<std::int64_t> here, out;
-  std::vector<std::uint32_t> place;
-  kernels::row_major(*matrix_, here, place, at::get_num_threads());
-  for (std::size_t i = 0; i < here.size(); ++i)
-    if (backward_.test(place[i])) out.push_back(here[i]);
+  std::vector<std::int64_t> out;
+  each_entry([&](std::int64_t position, std::uint32_t place) {
+    if (backward_.test(place)) out.push_back(position);
+  });
   return to_tensor(out);
 }
 
@@ -417,51 +484,42 @@ void CompressedWeight::thaw() {
 
 void CompressedWeight::freeze() { frozen_ = backward_.all() ? at::Tensor() : phi_.detach().clone(); }
 
-std::optional<TopologyChange> CompressedWeight::take_change() { return std::exchange(change_, std::nullopt); }
-
 void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& change) const {
   const torch::NoGradGuard no_grad;
-  if (!change.carried.defined()) return;
-  const at::Tensor before = state.contiguous();
-  at::Tensor after = torch::empty({change.carried.numel()}, before.options());
-  const auto* from = change.carried.data_ptr<std::int64_t>();
-  with_type(before.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* old = before.data_ptr<T>();
-    T* now = after.data_ptr<T>();
-    at::parallel_for(0, after.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t k = begin; k < end; ++k) now[k] = from[k] >= 0 ? old[from[k]] : T(0);
-    });
-  });
-  state = after;
+  state = change.carried.empty() ? torch::zeros({nnz()}, state.options()) : gathered(state, change.carried);
   ESPALIER_ASSERT(state.numel() == nnz());
 }
 
-namespace {
-
-/// positions, row-major, as compressed rows.
-std::pair<at::Tensor, at::Tensor> crow_and_col(const at::Tensor& positions, std::int64_t rows, std::int64_t columns) {
-  const at::Tensor row = positions.div(columns, "floor");
-  const at::Tensor crow = torch::searchsorted(row, torch::arange(rows + 1, torch::kInt64));
-  return {crow, positions - row * columns};
+std::pair<at::Tensor, at::Tensor> CompressedWeight::crow_and_col() const {
+  const torch::NoGradGuard no_grad;
+  kernels::RowMajorList list;
+  if (is_virgin()) {
+    list = list_of({active(), numel(), name(), "save"});
+  } else {
+    kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
+  }
+  const auto wide = [](const std::vector<std::uint32_t>& numbers) {
+    at::Tensor out = torch::empty({static_cast<std::int64_t>(numbers.size())}, torch::kInt64);
+    std::copy(numbers.begin(), numbers.end(), out.data_ptr<std::int64_t>());
+    return out;
+  };
+  return {wide(list.start), wide(list.column)};
 }
 
-}  // namespace
-
 NamedTensors CompressedWeight::state() const {
-  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  const auto [crow, col] = crow_and_col();
   return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
 }
 
 NamedTensors CompressedWeight::archive() const {
-  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  const auto [crow, col] = crow_and_col();
   NamedTensors tensors = {
       {name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".phi", values()}};
   if (!is_virgin() && !backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
   return tensors;
 }
 
-std::vector<std::int64_t> CompressedWeight::positions_of(const NamedTensors& tensors, const at::Tensor& values) const {
+kernels::RowMajorList CompressedWeight::saved_entries(const NamedTensors& tensors, const at::Tensor& values) const {
   const at::Tensor* crow = find(tensors, name() + ".crow_indices");
   const at::Tensor* col = find(tensors, name() + ".col_indices");
   ESPALIER_CHECK(crow != nullptr && col != nullptr, ErrorKind::data,
@@ -479,16 +537,19 @@ std::vector<std::int64_t> CompressedWeight::positions_of(const NamedTensors& ten
   const std::int64_t nnz = col->size(0);
   bool good = start[0] == 0 && start[rows_] == nnz;
   for (std::int64_t r = 0; good && r < rows_; ++r) good = start[r] <= start[r + 1];
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(good ? nnz : 0));
+  check_count(nnz);
+  kernels::RowMajorList list;
+  list.column.resize(static_cast<std::size_t>(good ? nnz : 0));
   for (std::int64_t r = 0; good && r < rows_; ++r) {
     for (std::int64_t k = start[r]; good && k < start[r + 1]; ++k) {
       good = column[k] >= 0 && column[k] < columns_ && (k == start[r] || column[k] > column[k - 1]);
-      positions[static_cast<std::size_t>(k)] = r * columns_ + column[k];
+      list.column[static_cast<std::size_t>(k)] = static_cast<std::uint32_t>(column[k]);
     }
   }
   ESPALIER_CHECK(good, ErrorKind::data, "{}: the saved indices are not those of compressed rows of [{}, {}]", name(),
                  rows_, columns_);
-  return positions;
+  list.start.assign(start, start + rows_ + 1);
+  return list;
 }
 
 void CompressedWeight::restore(const NamedTensors& tensors) {
@@ -496,14 +557,14 @@ void CompressedWeight::restore(const NamedTensors& tensors) {
   const at::Tensor* phi = find(tensors, name() + ".phi");
   const at::Tensor* trainable = find(tensors, name() + ".trainable");
   ESPALIER_CHECK(phi != nullptr, ErrorKind::data, "{}.phi: missing from the saved state", name());
-  set_entries(positions_of(tensors, *phi), *phi);
+  set_entries(saved_entries(tensors, *phi), *phi);
   if (trainable != nullptr) set_trainable(*trainable);
 }
 
 bool CompressedWeight::load_state(const NamedTensors& tensors) {
   const torch::NoGradGuard no_grad;
   if (const at::Tensor* w = find(tensors, name() + ".values")) {
-    set_entries(positions_of(tensors, *w), reparametrisation_.inverse(*w));
+    set_entries(saved_entries(tensors, *w), reparametrisation_.inverse(*w));
     return true;
   }
   const at::Tensor* dense = find(tensors, name());
@@ -513,14 +574,6 @@ bool CompressedWeight::load_state(const NamedTensors& tensors) {
                  fmt::join(shape(), ", "));
   from_dense(*dense);
   return true;
-}
-
-void CompressedWeight::set_entries(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
-  store(positions, phi);
-  backward_ = every_;
-  frozen_ = at::Tensor();
-  change_.reset();
-  push();
 }
 
 }  // namespace espalier

@@ -89,16 +89,17 @@ double draw(const Distribution& d, const RandomStream& random, std::uint64_t e) 
 }
 
 /// Entries at these positions, as `fill` would leave them there.
-torch::Tensor draw_at(const std::vector<std::int64_t>& positions, torch::ScalarType type, const Distribution& d,
+torch::Tensor draw_at(const torch::Tensor& positions, torch::ScalarType type, const Distribution& d,
                       const RandomStream& random) {
-  torch::Tensor values = torch::empty({static_cast<std::int64_t>(positions.size())}, type);
+  torch::Tensor values = torch::empty({positions.numel()}, type);
+  const torch::Tensor flat = positions.contiguous();
+  const auto* const at = flat.data_ptr<std::int64_t>();
   const auto draw_as = [&](auto zero) {
     using T = decltype(zero);
     T* const out = values.data_ptr<T>();
     at::parallel_for(0, values.numel(), 4096, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
-        const auto e = static_cast<std::uint64_t>(positions[static_cast<std::size_t>(i)]);
-        out[i] = static_cast<T>(draw(d, random, e));
+        out[i] = static_cast<T>(draw(d, random, static_cast<std::uint64_t>(at[i])));
       }
     });
   };
@@ -167,8 +168,7 @@ void initialize(torch::nn::Module& model, const std::string& initializer, std::u
     const Distribution distribution = find_initializer(initializer).distribution(fans(weight.shape()));
     const RandomStream random(seed, Purpose::init, layer, kWeight);
     const auto type = weight.stored_type();
-    weight.set_draw(
-        [=](const std::vector<std::int64_t>& positions) { return draw_at(positions, type, distribution, random); });
+    weight.set_draw([=](const torch::Tensor& positions) { return draw_at(positions, type, distribution, random); });
     set_bias(weight.shape(), sparse.bias);
   };
   const auto visit = [&](torch::nn::Module& module) {

@@ -50,7 +50,7 @@ class MaskedWeight : public SparseWeight {
 
   void keep(const at::Tensor& positions) override {
     BitMask kept(numel());
-    for (const auto i : checked(positions, numel(), name(), "keep")) kept.set(i, true);
+    for (const auto i : Positions(positions, numel(), name(), "keep")) kept.set(i, true);
     std::vector<std::int64_t> drop;
     for (const auto i : forward_.positions())
       if (!kept.test(i)) drop.push_back(i);
@@ -60,12 +60,11 @@ class MaskedWeight : public SparseWeight {
 
   void rewire(const Rewiring& change) override {
     const torch::NoGradGuard no_grad;
-    const auto drop = checked(change.drop, numel(), name(), "drop");
-    const auto grow = checked(change.grow, numel(), name(), "grow");
+    const Positions drop(change.drop, numel(), name(), "drop"), grow(change.grow, numel(), name(), "grow");
     at::Tensor births;
     if (change.birth_values.defined()) {
       births = change.birth_values.to(phi_.scalar_type()).contiguous();
-      ESPALIER_CHECK(births.dim() == 1 && births.size(0) == static_cast<std::int64_t>(grow.size()), ErrorKind::usage,
+      ESPALIER_CHECK(births.dim() == 1 && births.size(0) == grow.size(), ErrorKind::usage,
                      "{}: {} birth values for {} positions to grow", name(), births.numel(), grow.size());
     }
     // Everything is checked before anything is changed.
@@ -90,15 +89,15 @@ class MaskedWeight : public SparseWeight {
       T* phi = phi_.data_ptr<T>();
       for (const auto i : drop) phi[i] = 0;
       const T* birth = births.defined() ? births.data_ptr<T>() : nullptr;
-      for (std::size_t k = 0; k < grow.size(); ++k) phi[grow[k]] = birth != nullptr ? birth[k] : T(0);
+      for (std::int64_t k = 0; k < grow.size(); ++k) phi[grow[k]] = birth != nullptr ? birth[k] : T(0);
     });
-    note(drop, grow, change.threshold);
     freeze();
     push();
+    tell({change.drop, change.grow, change.threshold, {}});
   }
 
   void set_trainable(const at::Tensor& positions) override {
-    const auto list = checked(positions, numel(), name(), "train");
+    const Positions list(positions, numel(), name(), "train");
     backward_ = BitMask(numel());
     for (const auto i : list) backward_.set(i, true);
     freeze();
@@ -149,14 +148,12 @@ class MaskedWeight : public SparseWeight {
     push();
   }
 
-  std::optional<TopologyChange> take_change() override { return std::exchange(change_, std::nullopt); }
-
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override {
     const torch::NoGradGuard no_grad;
     ESPALIER_ASSERT(state.numel() == numel());
     at::Tensor flat = state.view({-1});
-    flat.index_fill_(0, change.dropped, 0);
-    flat.index_fill_(0, change.grown, 0);
+    for (const at::Tensor& positions : {change.dropped, change.grown})
+      if (positions.defined()) flat.index_fill_(0, positions, 0);
   }
 
   NamedTensors state() const override {
@@ -183,7 +180,6 @@ class MaskedWeight : public SparseWeight {
     backward_ = trainable != nullptr ? mask_of(*trainable) : forward;
     forward_ = std::move(forward);
     phi_.copy_(*phi);
-    change_.reset();
     freeze();
     push();
   }
@@ -226,16 +222,6 @@ class MaskedWeight : public SparseWeight {
     });
   }
 
-  void note(const std::vector<std::int64_t>& drop, const std::vector<std::int64_t>& grow,
-            const std::optional<double>& threshold) {
-    TopologyChange now{to_tensor(drop), to_tensor(grow), threshold, {}};
-    if (change_) {
-      now.dropped = torch::cat({change_->dropped, now.dropped});
-      now.grown = torch::cat({change_->grown, now.grown});
-    }
-    change_ = std::move(now);
-  }
-
   at::Tensor mask_tensor(const BitMask& mask) const {
     at::Tensor bytes = torch::zeros(shape(), torch::kUInt8);
     auto* out = bytes.data_ptr<std::uint8_t>();
@@ -267,7 +253,6 @@ class MaskedWeight : public SparseWeight {
   at::Tensor frozen_;  // phi where M_b is 0; undefined = zeros
   BitMask forward_;    // M_f
   BitMask backward_;   // M_b
-  std::optional<TopologyChange> change_;
 };
 
 }  // namespace

@@ -8,19 +8,18 @@ namespace espalier {
 
 at::Tensor to_tensor(const std::vector<std::int64_t>& positions) { return torch::tensor(positions, torch::kInt64); }
 
-std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name,
-                                  const char* what) {
-  if (!positions.defined()) return {};
+Positions::Positions(const at::Tensor& positions, std::int64_t n, const std::string& name, const char* what) {
+  if (!positions.defined()) return;
   ESPALIER_CHECK(positions.scalar_type() == at::kLong && positions.dim() == 1, ErrorKind::usage,
                  "{}: positions to {} must be a one-dimensional int64 tensor", name, what);
-  const at::Tensor flat = positions.contiguous();
-  const auto* p = flat.data_ptr<std::int64_t>();
-  std::vector<std::int64_t> list(p, p + flat.numel());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    ESPALIER_CHECK(list[i] >= 0 && list[i] < n && (i == 0 || list[i] > list[i - 1]), ErrorKind::usage,
-                   "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, list[i], i);
+  flat_ = positions.contiguous();
+  begin_ = flat_.data_ptr<std::int64_t>();
+  size_ = flat_.numel();
+  for (std::int64_t i = 0; i < size_; ++i) {
+    const std::int64_t p = begin_[i];
+    ESPALIER_CHECK(p >= 0 && p < n && (i == 0 || p > begin_[i - 1]), ErrorKind::usage,
+                   "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, p, i);
   }
-  return list;
 }
 
 }  // namespace espalier

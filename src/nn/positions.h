@@ -11,9 +11,21 @@ namespace espalier {
 
 at::Tensor to_tensor(const std::vector<std::int64_t>& positions);
 
-/// The positions as numbers, checked to be int64, one-dimensional, ascending and within [0, n). An undefined tensor is
-/// the empty set.
-std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name,
-                                  const char* what);
+/// Positions as numbers, without a copy where the tensor is contiguous.
+class Positions {
+ public:
+  /// Checked to be int64, one-dimensional, ascending and within [0, n). An undefined tensor is the empty set.
+  Positions(const at::Tensor& positions, std::int64_t n, const std::string& name, const char* what);
+
+  const std::int64_t* begin() const { return begin_; }
+  const std::int64_t* end() const { return begin_ + size_; }
+  std::int64_t size() const { return size_; }
+  std::int64_t operator[](std::int64_t i) const { return begin_[i]; }
+
+ private:
+  at::Tensor flat_;
+  const std::int64_t* begin_ = nullptr;
+  std::int64_t size_ = 0;
+};
 
 }  // namespace espalier

@@ -79,10 +79,13 @@ void backward(const Compressed& m, const TileLayout& in, const T* values, const 
 }
 
 struct SparseLinear : torch::autograd::Function<SparseLinear> {
-  /// The weight's structure outlives a change of topology between forward and backward.
-  struct Structure : torch::CustomClassHolder {
-    std::shared_ptr<const Compressed> matrix;
-  };
+  /// The weight's structure as a tensor, so that it outlives a change of topology between forward and backward and goes
+  /// with the other saved tensors when backward is done, though somebody still holds the loss.
+  static at::Tensor held(const std::shared_ptr<const Compressed>& matrix) {
+    auto* const address = const_cast<Compressed*>(matrix.get());
+    return at::from_blob(
+        address, {1}, [keep = matrix](void*) mutable { keep.reset(); }, at::kByte);
+  }
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
@@ -92,20 +95,16 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const at::Tensor in = x.contiguous();
     at::Tensor y = at::empty({out.numel()}, x.options());
     linear_forward(*matrix, layout, forward_values, bias, in, y);
-    ctx->save_for_backward({in, values, bias});
+    ctx->save_for_backward({in, values, bias, held(matrix)});
     ctx->saved_data["samples"] = layout.samples;
     ctx->saved_data["input_gradient"] = x.requires_grad();
-    auto structure = c10::make_intrusive<Structure>();
-    structure->matrix = matrix;
-    ctx->saved_data["structure"] = c10::IValue::make_capsule(std::move(structure));
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &values = saved[1], &bias = saved[2];
-    const auto structure = ctx->saved_data["structure"].toCapsule();
-    const Compressed& matrix = *static_cast<const Structure&>(*structure).matrix;
+    const Compressed& matrix = *static_cast<const Compressed*>(saved[3].data_ptr());
     const TileLayout layout{ctx->saved_data["samples"].toInt(), matrix.columns};
     const at::Tensor dy = gradients[0].contiguous();
     const bool want_bias = bias.defined() && bias.requires_grad();

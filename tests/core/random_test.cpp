@@ -88,6 +88,33 @@ TEST(RandomSubset, HasExactlyKDifferentSortedMembersAndIsUniform) {
   for (const auto& [subset, count] : counts) EXPECT_NEAR(count, 2000, 5 * std::sqrt(20000 * 0.1 * 0.9));
 }
 
+TEST(RandomStream, BelowAtIsExactForSmallRangesAndAFunctionOfTheIndex) {
+  const RandomStream s(5, Purpose::test);
+  std::map<std::uint64_t, int> counts;
+  for (std::uint64_t i = 0; i < 60000; ++i) ++counts[s.below_at(i, 6)];
+  ASSERT_EQ(counts.size(), 6u);
+  for (const auto& [value, count] : counts) EXPECT_NEAR(count, 10000, 5 * std::sqrt(60000 * (1.0 / 6) * (5.0 / 6)));
+  // Of 2^63 + 2^62 numbers a quarter of all draws fit twice: without rejection the lower half would come too often.
+  const std::uint64_t n = 3ull << 62;
+  int low = 0;
+  for (std::uint64_t i = 0; i < 60000; ++i) low += s.below_at(i, n) < n / 2;
+  EXPECT_NEAR(low, 30000, 5 * std::sqrt(60000 * 0.25));
+  EXPECT_EQ(s.below_at(7, 1), 0u);
+}
+
+// Few and many, both sides of a half, with several rounds of drawing again.
+TEST(RandomSubset, AnyNumberOfThreadsGivesTheSame) {
+  for (const std::int64_t k : {0, 1, 1000, 30000, 90000, 100000}) {
+    const RandomStream random(3, Purpose::test, static_cast<std::uint64_t>(k));
+    const auto one = random_subset(100000, k, random);
+    ASSERT_EQ(static_cast<std::int64_t>(one.size()), k);
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      ASSERT_TRUE(one[i] >= 0 && one[i] < 100000 && (i == 0 || one[i] > one[i - 1])) << i;
+    }
+    for (const int threads : {2, 3, 8}) EXPECT_EQ(random_subset(100000, k, random, threads), one) << k;
+  }
+}
+
 TEST(RandomSubset, TooManyIsAnError) { EXPECT_THROW(random_subset(3, 4, RandomStream(2, Purpose::test)), Error); }
 
 }  // namespace

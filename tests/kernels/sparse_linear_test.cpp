@@ -56,6 +56,14 @@ TEST(Compress, FindsEveryPositionAgain) {
     row_major(m, positions2, place2, 1);
     EXPECT_EQ(positions2, positions);
     EXPECT_EQ(place2, place);
+    RowMajorList list;
+    row_major(m, &list, nullptr, 3);
+    std::vector<std::uint32_t> place3;
+    row_major(m, nullptr, &place3, 2);
+    EXPECT_EQ(place3, place);
+    const RowMajorList expected = list_of(s.rows, s.columns, positions.data(), nnz, 2);
+    EXPECT_EQ(list.start, expected.start);
+    EXPECT_EQ(list.column, expected.column);
     // The backward side holds the same entries, each where `place` says.
     std::vector<std::int64_t> by_place(positions.size(), -1);
     const CompressedSide& b = m.backward;

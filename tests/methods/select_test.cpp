@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "espalier/core/error.h"
 #include "espalier/methods/schedule.h"
+#include "espalier/nn/compressed_weight.h"
 
 namespace espalier {
 namespace {
@@ -77,6 +79,126 @@ TEST(SelectTop, AgreesWithSortingOnManyValues) {
   for (const std::int64_t k : {1, 17, 2500, 4999, 5000}) {
     EXPECT_TRUE(torch::equal(select_top(score, k).chosen, std::get<0>(order.slice(0, 0, k).sort()))) << k;
   }
+}
+
+// Enough values that every number of threads cuts them differently.
+TEST(SelectTop, AnyNumberOfThreadsGivesTheSame) {
+  torch::manual_seed(4);
+  const int before = at::get_num_threads();
+  for (const auto type : {torch::kFloat, torch::kDouble}) {
+    const auto score = (torch::randn({150000}, type) * 1000).round() / 8;  // some thirty of a value
+    const auto order = std::get<1>(score.sort(/*stable=*/true, 0, /*descending=*/true));
+    for (const int threads : {1, 2, 3}) {
+      at::set_num_threads(threads);
+      for (const std::int64_t k : {1, 40000, 75000, 149999}) {
+        const Selection s = select_top(score, k);
+        EXPECT_TRUE(torch::equal(s.chosen, std::get<0>(order.slice(0, 0, k).sort()))) << threads << ' ' << k;
+        EXPECT_TRUE(torch::equal(s.rest, std::get<0>(order.slice(0, k).sort()))) << threads << ' ' << k;
+        EXPECT_EQ(s.threshold, score[order[k - 1]].item<double>());
+        EXPECT_EQ(select_top_counts({score.slice(0, 0, 50000), score.slice(0, 50000)}, k)[0],
+                  order.slice(0, 0, k).lt(50000).sum().item<std::int64_t>());
+      }
+    }
+  }
+  at::set_num_threads(before);
+}
+
+// Values that differ only in their last bit, and the ends of the range.
+TEST(SelectTop, RanksEveryBit) {
+  const double one = 1, above = std::nextafter(1.0, 2.0), inf = std::numeric_limits<double>::infinity();
+  const auto score = torch::tensor({one, above, -one, -above, inf, -inf, 5e-324, -5e-324, 0.0}, torch::kDouble);
+  const Indices falling = {4, 1, 0, 6, 8, 7, 2, 3, 5};
+  for (std::size_t k = 1; k <= falling.size(); ++k) {
+    const Selection s = select_top(score, static_cast<std::int64_t>(k));
+    Indices expected(falling.begin(), falling.begin() + static_cast<std::ptrdiff_t>(k));
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(list(s.chosen), expected) << k;
+    EXPECT_EQ(s.threshold, score[falling[k - 1]].item<double>());
+  }
+}
+
+TEST(SelectTopCounts, RanksFloatsBesideDoubles) {
+  const double above = std::nextafter(1.0, 2.0);  // one as a float
+  EXPECT_EQ(select_top_counts({torch::ones({2}), torch::tensor({above, 0.5}, torch::kDouble)}, 1), (Indices{0, 1}));
+}
+
+TEST(SmallestWeights, AreWhatSelectTopLeaves) {
+  auto w = torch::tensor({{-3.0, 1.0, 0.0, 2.0}, {-1.0, 0.5, 4.0, -0.5}});
+  const auto weight = make_masked_weight("w", w, {}, 0);
+  weight->keep(torch::tensor({0, 1, 3, 4, 5, 6, 7}, torch::kInt64));
+  const Smallest s = smallest_weights(*weight, 3);  // 1 at position 4: of two equal ones the higher position goes
+  EXPECT_EQ(list(s.positions), (Indices{4, 5, 7}));
+  EXPECT_EQ(s.threshold, 1.0);
+  EXPECT_EQ(smallest_weights(*weight, 0).positions.numel(), 0);
+  EXPECT_EQ(smallest_weights(*weight, 7).positions.numel(), 7);
+  EXPECT_TRUE(std::isinf(smallest_weights(*weight, 7).threshold));
+  EXPECT_THROW(smallest_weights(*weight, 8), Error);
+  EXPECT_EQ(weight->values()[0].item<float>(), -3);  // and nothing was touched
+}
+
+/// Every third position of [rows, columns] is active, in compressed storage.
+std::unique_ptr<SparseWeight> striped(std::int64_t rows, std::int64_t columns) {
+  auto weight = std::make_unique<CompressedWeight>("w", std::vector<std::int64_t>{rows, columns});
+  weight->keep(torch::arange(0, rows * columns, 3, torch::kInt64));
+  return weight;
+}
+
+// How often each of k free positions comes in N draws of c, p = c / k: mean N p, covariance N p (1-p) k/(k-1) (I - J/k)
+// (hypergeometric), so the squares over that factor sum to a chi-square of k - 1 degrees of freedom. Its tails
+// (Laurent, Massart 2000): above d + 2 sqrt(d x) + 2 x, and below d - 2 sqrt(d x), with probability exp(-x) at most.
+TEST(RandomInactive, IsUniformByChiSquare) {
+  const auto weight = striped(15, 20);
+  const std::int64_t free = 200, drawn = 60, draws = 3000;
+  std::vector<double> counts(300, 0);
+  for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(draws); ++i) {
+    for (const auto p : list(random_inactive(*weight, drawn, RandomStream(11, Purpose::test, i)))) {
+      ++counts[static_cast<std::size_t>(p)];
+    }
+  }
+  const double p = static_cast<double>(drawn) / static_cast<double>(free), mean = draws * p;
+  const double factor = mean * (1 - p) * free / (free - 1);
+  double chi_square = 0;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    if (i % 3 == 0)
+      EXPECT_EQ(counts[i], 0) << i;
+    else
+      chi_square += (counts[i] - mean) * (counts[i] - mean) / factor;
+  }
+  const double d = free - 1, x = 20;  // one seed in 2e8
+  EXPECT_LT(chi_square, d + 2 * std::sqrt(d * x) + 2 * x);
+  EXPECT_GT(chi_square, d - 2 * std::sqrt(d * x));
+}
+
+// A draw large enough to be shared out: how many fall into each of B equal ranges of the free positions. The same law,
+// with mean c / B and factor c/B (k - c)/(k - 1); draws are independent, so their sums add up.
+TEST(RandomInactive, LargeDrawsAreUniformAndTheSameForAnyThreads) {
+  const int before = at::get_num_threads();
+  const auto weight = striped(600, 1000);
+  const std::int64_t free = 400000, drawn = 120000, ranges = 100, draws = 5;
+  double chi_square = 0;
+  for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(draws); ++i) {
+    at::set_num_threads(1);
+    const RandomStream random(12, Purpose::test, i);
+    const at::Tensor one = random_inactive(*weight, drawn, random);
+    for (const int threads : {2, 3}) {
+      at::set_num_threads(threads);
+      EXPECT_TRUE(torch::equal(random_inactive(*weight, drawn, random), one)) << threads;
+    }
+    std::vector<double> counts(ranges, 0);
+    std::int64_t last = -1;
+    for (const auto p : list(one)) {
+      ASSERT_TRUE(p > last && p % 3 != 0 && p < 600000) << p;
+      last = p;
+      ++counts[static_cast<std::size_t>((p - p / 3 - 1) * ranges / free)];  // free positions before p
+    }
+    const double mean = static_cast<double>(drawn) / ranges;
+    const double factor = mean * static_cast<double>(free - drawn) / (free - 1);
+    for (const double n : counts) chi_square += (n - mean) * (n - mean) / factor;
+  }
+  at::set_num_threads(before);
+  const double d = static_cast<double>((ranges - 1) * draws), x = 20;
+  EXPECT_LT(chi_square, d + 2 * std::sqrt(d * x) + 2 * x);
+  EXPECT_GT(chi_square, d - 2 * std::sqrt(d * x));
 }
 
 TEST(RandomInactive, DrawsFreePositionsEquallyOften) {

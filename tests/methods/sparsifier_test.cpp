@@ -8,6 +8,7 @@
 #include "espalier/methods/dense.h"
 #include "espalier/methods/magnitude.h"
 #include "espalier/methods/registry.h"
+#include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
 namespace {
@@ -237,6 +238,52 @@ TEST(Sparsifier, NewbornAndDroppedWeightsHaveNoMomentum) {
       EXPECT_EQ(state.view({-1}).masked_select(inactive).abs().max().item<float>(), 0.0f);
       EXPECT_GT(state.abs().max().item<float>(), 0.0f);
       ++seen;
+    });
+    EXPECT_EQ(seen, 1);
+  }
+}
+
+/// Two changes of one layer in one step: the second lets go of what the first brought.
+struct Twice : Method {
+  void after_step(const MethodContext& context) override {
+    if (context.clock.step != 3) return;
+    SparseWeight& w = *context.weights[0];
+    const auto at = [](std::vector<std::int64_t> list) { return torch::tensor(list, torch::kInt64); };
+    w.rewire({at({1, 4}), {}, {}, 0.25});
+    w.rewire({at({0}), at({1}), torch::ones({1}), 0.5});
+  }
+};
+
+TEST(Sparsifier, OptimiserStateAndRecordFollowTwoChangesInOneStep) {
+  for (const bool compressed : {false, true}) {
+    const auto options = torch::nn::LinearOptions(3, 2).bias(false);
+    const auto sparse = std::make_shared<nn::SparseLinearImpl>(options);
+    const auto dense = std::make_shared<torch::nn::LinearImpl>(options);
+    sparse->weight()->from_dense(torch::ones({2, 3}));
+    dense->weight.data().fill_(1);
+    torch::nn::Module& model = compressed ? static_cast<torch::nn::Module&>(*sparse) : *dense;
+    Sparsifier s(model, std::make_unique<Twice>(), {}, {});
+    torch::optim::SGD sgd(s.parameters(), torch::optim::SGDOptions(0.01).momentum(0.5));
+    for (int step = 0; step < 3; ++step) {
+      const auto x = torch::tensor({{1.0F, 2.0F, 3.0F}});
+      (compressed ? sparse->forward(x) : dense->forward(x)).sum().backward();
+      s.step(sgd);
+    }
+    // Gradients are 1, 2, 3 in both rows; momentum after three steps is 1.75 of them; 1 is newborn, 0 and 4 are gone.
+    const SparseWeight& w = *s.weights()[0];
+    EXPECT_TRUE(torch::equal(w.active(), torch::tensor({1, 2, 3, 5}, torch::kInt64)));
+    const auto topology = s.take_topology();
+    ASSERT_EQ(topology.size(), 1u);
+    EXPECT_EQ(topology[0].dropped, 3);
+    EXPECT_EQ(topology[0].grown, 1);
+    EXPECT_EQ(topology[0].nnz, 4);
+    EXPECT_EQ(topology[0].threshold, 0.5);
+    int seen = 0;
+    for_each_state(sgd, s.parameters()[0], [&](const std::string&, at::Tensor& momentum) {
+      ++seen;
+      EXPECT_EQ(momentum.numel(), compressed ? 4 : 6);
+      EXPECT_EQ(momentum.sum().item<float>(), 1.75F * (3 + 1 + 3));
+      EXPECT_EQ(momentum.eq(0).sum().item<std::int64_t>(), compressed ? 1 : 3);
     });
     EXPECT_EQ(seen, 1);
   }

@@ -25,10 +25,16 @@ struct Twins {
     w = start.clone().set_requires_grad(true);
     masked = make_masked_weight("fc.weight", w, psi, 0);
     compressed = std::make_unique<CompressedWeight>("x", std::vector<std::int64_t>{rows, columns}, torch::kDouble);
-    compressed->set_draw([start](const std::vector<std::int64_t>& at) {
-      return start.view({-1}).index_select(0, torch::tensor(at, torch::kInt64));
-    });
+    compressed->set_draw([start](const at::Tensor& at) { return start.view({-1}).index_select(0, at); });
     compressed->adopt("fc.weight", 0, psi);
+    follow(*masked, masked_momentum);
+    follow(*compressed, compressed_momentum);
+  }
+
+  static void follow(SparseWeight& s, at::Tensor& momentum) {
+    s.follow([&](const TopologyChange& change) {
+      if (momentum.defined()) s.reindex_state(momentum, change);
+    });
   }
 
   void both(const std::function<void(SparseWeight&)>& f) {
@@ -66,16 +72,6 @@ struct Twins {
     std::vector<std::uint32_t> place;
     kernels::row_major(*compressed->matrix(), at, place, 1);
     return torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
-  }
-
-  void rewire(const Rewiring& change) {
-    both([&](SparseWeight& s) { s.rewire(change); });
-    if (!masked_momentum.defined()) {
-      both([](SparseWeight& s) { s.take_change(); });
-      return;
-    }
-    masked->reindex_state(masked_momentum, *masked->take_change());
-    compressed->reindex_state(compressed_momentum, *compressed->take_change());
   }
 
   /// Bit for bit; but for Update::target, whose kernel may fuse a multiplication and a subtraction where it has no mask
@@ -119,7 +115,6 @@ TEST(CompressedWeight, IsTheMaskedWeightThroughEveryOperation) {
     Twins t(23, 37, psi);
     t.expect_equal("start");
     t.both([](SparseWeight& s) { s.keep(positions(random_subset(23 * 37, 200, RandomStream(1, Purpose::test)))); });
-    t.both([](SparseWeight& s) { s.take_change(); });
     t.expect_equal("keep");
     for (std::uint64_t round = 0; round < 6; ++round) {
       const std::string where = "alpha " + std::to_string(psi.alpha()) + " round " + std::to_string(round);
@@ -127,7 +122,8 @@ TEST(CompressedWeight, IsTheMaskedWeightThroughEveryOperation) {
       t.expect_equal(where + " steps");
       const at::Tensor drop = some(t.masked->active(), 40, round);
       const at::Tensor grow = some(inactive(*t.masked), 30 + static_cast<std::int64_t>(round), round + 50);
-      t.rewire({drop, grow, torch::linspace(0.1, 1, grow.numel(), torch::kDouble), 0.5});
+      const at::Tensor births = torch::linspace(0.1, 1, grow.numel(), torch::kDouble);
+      t.both([&](SparseWeight& s) { s.rewire({drop, grow, births, 0.5}); });
       t.expect_equal(where + " rewire");
       if (round == 2) {
         const at::Tensor learn = some(t.masked->active(), 100, 77);
@@ -142,16 +138,87 @@ TEST(CompressedWeight, IsTheMaskedWeightThroughEveryOperation) {
   }
 }
 
-TEST(CompressedWeight, TwoRewiringsBetweenLooksCountAsOne) {
+TEST(CompressedWeight, OptimiserStateFollowsEachRewiring) {
   Twins t(5, 8, {});
   t.both([](SparseWeight& s) { s.keep(positions({0, 3, 9, 14, 20, 33, 39})); });
-  t.both([](SparseWeight& s) { s.take_change(); });
   t.step(1);
   t.both([](SparseWeight& s) { s.rewire({positions({3}), positions({4}), {}, {}}); });
   t.both([](SparseWeight& s) { s.rewire({positions({9, 14}), positions({3, 15}), {}, {}}); });
-  t.masked->reindex_state(t.masked_momentum, *t.masked->take_change());
-  t.compressed->reindex_state(t.compressed_momentum, *t.compressed->take_change());
   t.expect_equal("after");
+}
+
+// SET's kind of change, large enough that threads share it out: many of them, beside masked storage and for any
+// threads.
+TEST(CompressedWeight, ManyLargeRewiringsAreTheMaskedOnesForAnyThreads) {
+  const int threads_before = at::get_num_threads();
+  std::vector<std::vector<at::Tensor>> results;
+  for (const int threads : {1, 2, 3}) {
+    at::set_num_threads(threads);
+    Twins t(301, 701, Reparametrisation(Powerprop(2)));
+    const at::Tensor first = positions(random_subset(301 * 701, 80000, RandomStream(8, Purpose::test)));
+    t.both([&](SparseWeight& s) { s.keep(first); });
+    // Any gradient will do here: phi and momentum only have to travel.
+    t.masked_momentum = t.w.detach().sin();
+    t.compressed_momentum = torch::empty_like(t.compressed->stored_values()).detach();
+    t.compressed_momentum.index_copy_(0, t.canonical_places(),
+                                      t.masked_momentum.view({-1}).index_select(0, t.masked->active()));
+    for (std::uint64_t round = 0; round < 8; ++round) {
+      const at::Tensor drop = some(t.masked->active(), 24000, 100 + round);
+      const at::Tensor free = inactive(*t.masked);
+      // Some of what leaves comes back at once.
+      const at::Tensor again = some(drop, round % 2 == 0 ? 0 : 500, 200 + round);
+      const at::Tensor grow = std::get<0>(torch::cat({some(free, 24000 - again.numel(), 300 + round), again}).sort());
+      const at::Tensor births = round % 3 == 0 ? at::Tensor() : torch::linspace(-1, 1, 24000, torch::kDouble);
+      t.both([&](SparseWeight& s) { s.rewire({drop, grow, births, {}}); });
+      t.expect_equal("threads " + std::to_string(threads) + " round " + std::to_string(round));
+      ASSERT_EQ(t.compressed->nnz(), 80000);
+    }
+    results.push_back({t.compressed->active(), t.compressed->stored_values().detach(),
+                       t.compressed->forward_values().clone(), t.compressed_momentum});
+  }
+  at::set_num_threads(threads_before);
+  for (std::size_t i = 1; i < results.size(); ++i)
+    for (std::size_t k = 0; k < results[0].size(); ++k) EXPECT_TRUE(torch::equal(results[0][k], results[i][k])) << k;
+}
+
+TEST(CompressedWeight, WrongPositionsInLargeListsChangeNothingForAnyThreads) {
+  const int threads_before = at::get_num_threads();
+  CompressedWeight s("w", {400, 500});
+  s.keep(torch::arange(0, 200000, 2, torch::kInt64));
+  const at::Tensor before = s.active();
+  for (const int threads : {1, 2, 3}) {
+    at::set_num_threads(threads);
+    const auto message = [&](const Rewiring& change) -> std::string {
+      try {
+        s.rewire(change);
+      } catch (const Error& e) {
+        return e.what();
+      }
+      return "no error";
+    };
+    // Row after row of them, so that no row is as long as the lists promise.
+    EXPECT_EQ(message({torch::arange(70001, 200000, 1, torch::kInt64), {}, {}, {}}),
+              "w: position 70001 to drop is not active");
+    EXPECT_EQ(message({{}, torch::arange(1001, 200000, 3, torch::kInt64), {}, {}}),
+              "w: position 1004 to grow is active already");
+    EXPECT_TRUE(torch::equal(s.active(), before));
+    EXPECT_EQ(s.stored_values().numel(), 100000);
+  }
+  at::set_num_threads(threads_before);
+}
+
+TEST(CompressedWeight, DropsEverythingAndGrowsAgain) {
+  CompressedWeight s("w", {4, 5}, torch::kDouble);
+  s.keep(positions({2, 7, 11}));
+  at::Tensor momentum = torch::ones({3}, torch::kDouble);
+  s.follow([&](const TopologyChange& change) { s.reindex_state(momentum, change); });
+  s.rewire({positions({2, 7, 11}), {}, {}, {}});
+  EXPECT_EQ(s.nnz(), 0);
+  EXPECT_EQ(momentum.numel(), 0);
+  s.rewire({{}, positions({7, 19}), torch::tensor({1.5, -2.0}, torch::kDouble), {}});
+  EXPECT_TRUE(torch::equal(s.active(), positions({7, 19})));
+  EXPECT_TRUE(torch::equal(s.weights(), torch::tensor({1.5, -2.0}, torch::kDouble)));
+  EXPECT_TRUE(torch::equal(momentum, torch::zeros({2}, torch::kDouble)));
 }
 
 TEST(CompressedWeight, KeepsTheTensorThatTheOptimiserKnows) {

@@ -32,6 +32,8 @@ class RandomStream {
   std::uint64_t bits_at(std::uint64_t i) const;  ///< 64 random bits
   double uniform_at(std::uint64_t i) const;      ///< [0, 1), 53 bits
   double normal_at(std::uint64_t i) const;       ///< mean 0, variance 1 (Box-Muller)
+  /// [0, n), exact (no modulo bias); 1 <= n, i < 2^40
+  std::uint64_t below_at(std::uint64_t i, std::uint64_t n) const;
 
   // --- sequential: the same numbers at a position that moves -------------------------------------
   std::uint64_t bits() { return bits_at(next_++); }
@@ -50,7 +52,7 @@ class RandomStream {
 std::vector<std::int64_t> random_permutation(std::int64_t n, RandomStream stream);
 
 /// k different numbers of 0 .. n-1, ascending; every subset equally likely. Time and memory go with k (with n - k where
-/// that is less, and then with n for writing them down).
-std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, RandomStream stream);
+/// that is less, and then with n for writing them down). Any number of threads gives the same subset.
+std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const RandomStream& random, int threads = 1);
 
 }  // namespace espalier

@@ -76,18 +76,35 @@ struct ConvShape {
   std::int64_t phases() const { return stride[0] * stride[1]; }
 };
 
-/// The compressed form of the entries at `positions`, flat row-major indices into rows x columns, ascending; at most
-/// 2^32 - 1. `place[i]` becomes the canonical place of positions[i]. Any number of threads gives the same result.
-Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+/// Entries row by row, columns ascending.
+struct RowMajorList {
+  std::vector<std::uint32_t> start;   ///< [rows + 1]
+  std::vector<std::uint32_t> column;  ///< [nnz]
+};
+
+/// The compressed form of these entries, at most 2^32 - 1. `place[i]` becomes the canonical place of entry i of the
+/// list. Any number of threads gives the same result.
+Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list,
                     std::vector<std::uint32_t>& place, int threads);
 
 /// The same for a convolution, rows = out, columns = in / groups x taps. A chunk of the backward side is a phase of the
 /// stride (height-major), its lines are the input channels; blocks are of output channels. A block of the forward side
 /// is of input channels of a group.
+Compressed compress(const ConvShape& shape, const RowMajorList& list, std::vector<std::uint32_t>& place, int threads);
+
+/// The inverse: the entries, and the canonical place of each. What is null is not wanted.
+void row_major(const Compressed& matrix, RowMajorList* list, std::vector<std::uint32_t>* place, int threads);
+
+// The same with flat row-major indices into rows x columns, ascending.
+
+RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+                     int threads);
+
+Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
+                    std::vector<std::uint32_t>& place, int threads);
 Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads);
 
-/// The inverse: positions, ascending, and the canonical place of each.
 void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
                int threads);
 

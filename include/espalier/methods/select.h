@@ -17,14 +17,27 @@ struct Selection {
   double threshold;   ///< the smallest chosen score; +inf if k = 0
 };
 
-/// score: [n], finite. O(n). Throws Error(usage) unless 0 <= k <= n, Error(diverged) if a score is not a number.
+/// score: [n], finite. O(n), and no copy of float32 or float64 scores. Throws Error(usage) unless 0 <= k <= n,
+/// Error(diverged) if a score is not a number.
 Selection select_top(const at::Tensor& score, std::int64_t k);
+
+struct Smallest {
+  at::Tensor positions;  ///< ascending  [count] int64
+  double threshold;      ///< the smallest |w| that is left; +inf if none is
+};
+
+/// The `count` active positions of smallest |w|, ties to the higher position: what a drop by magnitude is. Takes
+/// less memory than select_top beside active(). Throws as select_top.
+Smallest smallest_weights(const SparseWeight& weight, std::int64_t count);
 
 /// The k largest over several score vectors together: how many fall to each, ties to the lower vector and index.
 std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& scores, std::int64_t k);
 
+/// `count` of n positions, ascending; every such set equally likely. Throws Error(usage) unless count <= n.
+at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStream& random);
+
 /// `count` positions that are not active, ascending; every such set equally likely. Time and memory go with
-/// nnz + count. Throws Error(usage) if there are not so many.
+/// nnz + count. Any number of threads gives the same positions. Throws Error(usage) if there are not so many.
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random);
 
 }  // namespace espalier

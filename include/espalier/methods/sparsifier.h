@@ -12,6 +12,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -87,7 +88,9 @@ class Sparsifier {
   void restore(const NamedTensors& tensors);
 
  private:
-  void change_topology(torch::optim::Optimizer* optimizer);
+  /// Calls `act`, which may change topologies: optimiser state follows each change at once, topology_ becomes the
+  /// record.
+  void follow_changes(torch::optim::Optimizer* optimizer, const std::function<void()>& act);
 
   std::unique_ptr<Method> method_;
   WeightDecay decay_;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "espalier/core/bitmask.h"
@@ -12,6 +13,8 @@
 #include "espalier/nn/sparse_weight.h"
 
 namespace espalier {
+
+class Positions;
 
 /// values[nnz] in the canonical order of kernels/compressed.h are what a layer computes with and what its gradient is
 /// for; the index is 16 bits an entry and side. A weight [out, in, …] is the matrix [out, in x …].
@@ -23,8 +26,8 @@ namespace espalier {
 /// positions are in row-major order, as everywhere.
 class CompressedWeight : public SparseWeight {
  public:
-  /// What stands at these positions at step 0: as large as `positions`, float32 or float64.
-  using Draw = std::function<at::Tensor(const std::vector<std::int64_t>& positions)>;
+  /// What stands at these positions (int64, ascending) at step 0: as large as `positions`, float32 or float64.
+  using Draw = std::function<at::Tensor(const at::Tensor& positions)>;
 
   /// conv: of what convolution it is the weight, whose entries then stand in the order that such a layer reads.
   CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat,
@@ -65,7 +68,6 @@ class CompressedWeight : public SparseWeight {
   void shrink(double factor) override;
   std::optional<OnePass> one_pass() override;
   void one_pass_done() override;
-  std::optional<TopologyChange> take_change() override;
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override;
 
   NamedTensors state() const override;
@@ -74,13 +76,19 @@ class CompressedWeight : public SparseWeight {
 
  private:
   bool is_virgin() const { return matrix_ == nullptr; }
-  at::Tensor draw(const std::vector<std::int64_t>& positions) const;
-  /// Stores exactly these positions with phi in their order. Replaces structure and tensors, not their TensorImpl.
-  /// Returns the canonical place of each position.
-  std::vector<std::uint32_t> store(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
-  /// store, and everything that belonged to the entries before is gone.
-  void set_entries(const std::vector<std::int64_t>& positions, const at::Tensor& phi);
-  std::vector<std::int64_t> positions_of(const NamedTensors& tensors, const at::Tensor& values) const;
+  at::Tensor draw(const at::Tensor& positions) const;
+  /// The compressed form of these entries, and the canonical place of each.
+  std::shared_ptr<kernels::Compressed> compress(const kernels::RowMajorList& entries,
+                                                std::vector<std::uint32_t>& place) const;
+  /// Takes over a structure and phi in its canonical order. Replaces tensors, not their TensorImpl; all learn.
+  void store(std::shared_ptr<kernels::Compressed> matrix, const at::Tensor& phi);
+  /// Stores exactly these entries with phi in their order.
+  void set_entries(kernels::RowMajorList entries, const at::Tensor& phi);
+  void check_count(std::int64_t nnz) const;
+  kernels::RowMajorList list_of(const Positions& positions) const;
+  /// The entries after a rewiring, and for each the canonical place it had, or TopologyChange::kNewborn.
+  kernels::RowMajorList rewired(const Positions& drop, const Positions& grow, std::vector<std::uint32_t>& from) const;
+  kernels::RowMajorList saved_entries(const NamedTensors& tensors, const at::Tensor& values) const;
   void materialise();
   void push();
   void refresh();
@@ -88,6 +96,10 @@ class CompressedWeight : public SparseWeight {
   void freeze();
   bool reparametrised() const { return !reparametrisation_.is_identity(); }
   at::Tensor row_major(const at::Tensor& canonical) const;
+  template <class F>
+  void each_entry(const F& f) const;   // f(position, canonical place), ascending
+  std::int64_t rows_of_grain() const;  // that a thread takes at least
+  std::pair<at::Tensor, at::Tensor> crow_and_col() const;
 
   std::int64_t rows_, columns_;
   std::optional<kernels::ConvShape> conv_;
@@ -101,7 +113,6 @@ class CompressedWeight : public SparseWeight {
   BitMask every_;                      // [nnz] all ones: M_f
   BitMask backward_;                   // [nnz] M_b
   std::int64_t forward_version_ = -1;  // of values_ when forward_values_ were written
-  std::optional<TopologyChange> change_;
 };
 
 }  // namespace espalier

@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -31,11 +32,13 @@ struct Rewiring {
   std::optional<double> threshold;  ///< the |w| below which weights were dropped, for the record
 };
 
-/// What the rewirings since the last look did: for optimiser state and for the record.
+/// What one `keep` or `rewire` did: for optimiser state and for the record.
 struct TopologyChange {
-  at::Tensor dropped, grown;  ///< positions
+  static constexpr std::uint32_t kNewborn = ~std::uint32_t{0};
+  at::Tensor dropped, grown;  ///< positions; undefined = none
   std::optional<double> threshold;
-  at::Tensor carried;  ///< compressed storage: [nnz] the place that each entry had before, -1 for newborn ones
+  /// Compressed storage: [nnz] the place that each entry had before, or kNewborn. Empty: all are newborn.
+  std::vector<std::uint32_t> carried;
 };
 
 class SparseWeight {
@@ -90,8 +93,10 @@ class SparseWeight {
   };
   virtual std::optional<OnePass> one_pass() { return std::nullopt; }
   virtual void one_pass_done() {}
-  /// The topology change since the last call, if any.
-  virtual std::optional<TopologyChange> take_change() = 0;
+  /// Called at the end of each `keep` and `rewire` from now on; empty = nobody. At once, so that what follows one
+  /// layer's change (optimiser state) is done before the next layer's needs memory.
+  using Follower = std::function<void(const TopologyChange&)>;
+  void follow(Follower follower) { follower_ = std::move(follower); }
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
   virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
 
@@ -106,6 +111,9 @@ class SparseWeight {
 
  protected:
   void rename(std::string name, std::int64_t layer);
+  void tell(const TopologyChange& change) const {
+    if (follower_) follower_(change);
+  }
 
   Reparametrisation reparametrisation_;
 
@@ -114,6 +122,7 @@ class SparseWeight {
   std::vector<std::int64_t> shape_;
   std::int64_t numel_;
   std::int64_t layer_;
+  Follower follower_;
 };
 
 /// Masked storage: dense tensors and a bit for each entry. Takes any weight of any layer; the reference for every test.
