@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "espalier/core/error.h"
+#include "espalier/ops/csr.h"
 #include "espalier/ops/power.h"
 #include "espalier/ops/sparse_linear.h"
 #include "nn/positions.h"
@@ -23,21 +24,6 @@ void with_type(at::ScalarType type, const F& f) {
     f(float{});
   else
     f(double{});
-}
-
-/// out[to[i]] = values[i]: from row-major to canonical order.
-at::Tensor scattered(const at::Tensor& values, const std::vector<std::uint32_t>& to) {
-  const at::Tensor from = values.contiguous();
-  at::Tensor out = torch::empty_like(from, torch::TensorOptions().requires_grad(false));
-  with_type(values.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* source = from.data_ptr<T>();
-    T* target = out.data_ptr<T>();
-    at::parallel_for(0, from.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) target[to[static_cast<std::size_t>(i)]] = source[i];
-    });
-  });
-  return out;
 }
 
 std::vector<std::int64_t> all_positions(std::int64_t n) {
@@ -94,15 +80,14 @@ at::Tensor CompressedWeight::draw(const std::vector<std::int64_t>& positions) co
 
 std::vector<std::uint32_t> CompressedWeight::store(const std::vector<std::int64_t>& positions, const at::Tensor& phi) {
   const auto nnz = static_cast<std::int64_t>(positions.size());
-  constexpr std::int64_t kMost = (std::int64_t{1} << 32) - 4096;  // places are 32 bits, and kernels look a little ahead
-  ESPALIER_CHECK(nnz <= kMost, ErrorKind::usage, "{}: {} entries; compressed storage holds at most {} a layer", name(),
-                 nnz, kMost);
+  ESPALIER_CHECK(nnz <= kernels::kMostEntries, ErrorKind::usage,
+                 "{}: {} entries; compressed storage holds at most {} a layer", name(), nnz, kernels::kMostEntries);
   auto matrix = std::make_shared<kernels::Compressed>();
   std::vector<std::uint32_t> place;
   *matrix = conv_ ? kernels::compress(*conv_, positions.data(), nnz, place, at::get_num_threads())
                   : kernels::compress(rows_, columns_, positions.data(), nnz, place, at::get_num_threads());
   matrix_ = std::move(matrix);
-  phi_.set_data(scattered(phi, place));
+  phi_.set_data(ops::to_canonical(phi, place));
   if (reparametrised()) values_.set_data(torch::empty_like(phi_, torch::TensorOptions().requires_grad(false)));
   forward_values_ = at::Tensor();
   power_ = at::Tensor();
@@ -189,16 +174,7 @@ at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
   std::vector<std::int64_t> positions;
   std::vector<std::uint32_t> place;
   kernels::row_major(*matrix_, positions, place, at::get_num_threads());
-  at::Tensor out = torch::empty_like(canonical, torch::TensorOptions().requires_grad(false));
-  with_type(canonical.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* from = canonical.data_ptr<T>();
-    T* to = out.data_ptr<T>();
-    at::parallel_for(0, out.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) to[i] = from[place[static_cast<std::size_t>(i)]];
-    });
-  });
-  return out;
+  return ops::from_canonical(canonical, place);
 }
 
 at::Tensor CompressedWeight::weights() const {
@@ -437,24 +413,13 @@ void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& ch
   ESPALIER_ASSERT(state.numel() == nnz());
 }
 
-namespace {
-
-/// positions, row-major, as compressed rows.
-std::pair<at::Tensor, at::Tensor> crow_and_col(const at::Tensor& positions, std::int64_t rows, std::int64_t columns) {
-  const at::Tensor row = positions.div(columns, "floor");
-  const at::Tensor crow = torch::searchsorted(row, torch::arange(rows + 1, torch::kInt64));
-  return {crow, positions - row * columns};
-}
-
-}  // namespace
-
 NamedTensors CompressedWeight::state() const {
-  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  const auto [crow, col] = ops::csr_of(active(), rows_, columns_);
   return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
 }
 
 NamedTensors CompressedWeight::archive() const {
-  const auto [crow, col] = crow_and_col(active(), rows_, columns_);
+  const auto [crow, col] = ops::csr_of(active(), rows_, columns_);
   NamedTensors tensors = {
       {name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".phi", values()}};
   if (!is_virgin() && !backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
@@ -468,26 +433,11 @@ std::vector<std::int64_t> CompressedWeight::positions_of(const NamedTensors& ten
                  "{}: the saved state lacks its .crow_indices or .col_indices (what masked storage saved has none: set "
                  "model.storage = \"masked\")",
                  name());
-  ESPALIER_CHECK(crow->scalar_type() == at::kLong && crow->dim() == 1 && crow->size(0) == rows_ + 1 &&
-                     col->scalar_type() == at::kLong && col->dim() == 1 && values.dim() == 1 &&
-                     values.size(0) == col->size(0) && values.scalar_type() == values_.scalar_type(),
-                 ErrorKind::data, "{}: saved indices or values have another shape or type than [{}] needs", name(),
-                 fmt::join(shape(), ", "));
-  const at::Tensor crow_flat = crow->contiguous(), col_flat = col->contiguous();
-  const auto* start = crow_flat.data_ptr<std::int64_t>();
-  const auto* column = col_flat.data_ptr<std::int64_t>();
-  const std::int64_t nnz = col->size(0);
-  bool good = start[0] == 0 && start[rows_] == nnz;
-  for (std::int64_t r = 0; good && r < rows_; ++r) good = start[r] <= start[r + 1];
-  std::vector<std::int64_t> positions(static_cast<std::size_t>(good ? nnz : 0));
-  for (std::int64_t r = 0; good && r < rows_; ++r) {
-    for (std::int64_t k = start[r]; good && k < start[r + 1]; ++k) {
-      good = column[k] >= 0 && column[k] < columns_ && (k == start[r] || column[k] > column[k - 1]);
-      positions[static_cast<std::size_t>(k)] = r * columns_ + column[k];
-    }
-  }
-  ESPALIER_CHECK(good, ErrorKind::data, "{}: the saved indices are not those of compressed rows of [{}, {}]", name(),
-                 rows_, columns_);
+  auto positions = ops::positions_of({*crow, *col}, rows_, columns_, name(), ErrorKind::data);
+  ESPALIER_CHECK(values.dim() == 1 && values.size(0) == col->size(0) && values.scalar_type() == values_.scalar_type(),
+                 ErrorKind::data, "{}: saved values are {} [{}]; expected {} [{}], one for each of .col_indices",
+                 name(), c10::toString(values.scalar_type()), fmt::join(values.sizes(), ", "),
+                 c10::toString(values_.scalar_type()), col->size(0));
   return positions;
 }
 

@@ -76,8 +76,11 @@ struct ConvShape {
   std::int64_t phases() const { return stride[0] * stride[1]; }
 };
 
+/// Places have 32 bits, and kernels look a little ahead.
+constexpr std::int64_t kMostEntries = (std::int64_t{1} << 32) - 4096;
+
 /// The compressed form of the entries at `positions`, flat row-major indices into rows x columns, ascending; at most
-/// 2^32 - 1. `place[i]` becomes the canonical place of positions[i]. Any number of threads gives the same result.
+/// kMostEntries. `place[i]` becomes the canonical place of positions[i]. Any number of threads gives the same result.
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
                     std::vector<std::uint32_t>& place, int threads);
 
