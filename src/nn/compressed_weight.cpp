@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "espalier/core/error.h"
+#include "espalier/ops/csr.h"
 #include "espalier/ops/power.h"
 #include "espalier/ops/sparse_linear.h"
 #include "nn/positions.h"
@@ -31,19 +32,6 @@ void each_part(at::ScalarType type, std::int64_t n, const F& f) {
   with_type(type, [&](auto zero) {
     at::parallel_for(0, n, kGrain, [&](std::int64_t begin, std::int64_t end) { f(zero, begin, end); });
   });
-}
-
-/// out[to[i]] = values[i]: from row-major to canonical order.
-at::Tensor scattered(const at::Tensor& values, const std::vector<std::uint32_t>& to) {
-  const at::Tensor from = values.contiguous();
-  at::Tensor out = torch::empty_like(from, torch::TensorOptions().requires_grad(false));
-  each_part(from.scalar_type(), from.numel(), [&](auto zero, std::int64_t begin, std::int64_t end) {
-    using T = decltype(zero);
-    const T* source = from.data_ptr<T>();
-    T* target = out.data_ptr<T>();
-    for (std::int64_t i = begin; i < end; ++i) target[to[static_cast<std::size_t>(i)]] = source[i];
-  });
-  return out;
 }
 
 /// out[i] = values[from[i]], zero for what is newborn.
@@ -109,9 +97,8 @@ at::Tensor CompressedWeight::draw(const at::Tensor& positions) const {
 }
 
 void CompressedWeight::check_count(std::int64_t nnz) const {
-  constexpr std::int64_t kMost = (std::int64_t{1} << 32) - 4096;  // places are 32 bits, and kernels look a little ahead
-  ESPALIER_CHECK(nnz <= kMost, ErrorKind::usage, "{}: {} entries; compressed storage holds at most {} a layer", name(),
-                 nnz, kMost);
+  ESPALIER_CHECK(nnz <= kernels::kMostEntries, ErrorKind::usage,
+                 "{}: {} entries; compressed storage holds at most {} a layer", name(), nnz, kernels::kMostEntries);
 }
 
 kernels::RowMajorList CompressedWeight::list_of(const Positions& positions) const {
@@ -144,7 +131,7 @@ void CompressedWeight::set_entries(kernels::RowMajorList entries, const at::Tens
   std::vector<std::uint32_t> place;
   auto matrix = compress(entries, place);
   entries = {};
-  store(std::move(matrix), scattered(phi, place));
+  store(std::move(matrix), ops::to_canonical(phi, place));
   push();
 }
 
@@ -490,29 +477,21 @@ void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& ch
   ESPALIER_ASSERT(state.numel() == nnz());
 }
 
-std::pair<at::Tensor, at::Tensor> CompressedWeight::crow_and_col() const {
+ops::Csr CompressedWeight::csr() const {
   const torch::NoGradGuard no_grad;
+  if (is_virgin()) return ops::csr_of(list_of({active(), numel(), name(), "save"}));
   kernels::RowMajorList list;
-  if (is_virgin()) {
-    list = list_of({active(), numel(), name(), "save"});
-  } else {
-    kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
-  }
-  const auto wide = [](const std::vector<std::uint32_t>& numbers) {
-    at::Tensor out = torch::empty({static_cast<std::int64_t>(numbers.size())}, torch::kInt64);
-    std::copy(numbers.begin(), numbers.end(), out.data_ptr<std::int64_t>());
-    return out;
-  };
-  return {wide(list.start), wide(list.column)};
+  kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
+  return ops::csr_of(list);
 }
 
 NamedTensors CompressedWeight::state() const {
-  const auto [crow, col] = crow_and_col();
+  const auto [crow, col] = csr();
   return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
 }
 
 NamedTensors CompressedWeight::archive() const {
-  const auto [crow, col] = crow_and_col();
+  const auto [crow, col] = csr();
   NamedTensors tensors = {
       {name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".phi", values()}};
   if (!is_virgin() && !backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
@@ -526,29 +505,11 @@ kernels::RowMajorList CompressedWeight::saved_entries(const NamedTensors& tensor
                  "{}: the saved state lacks its .crow_indices or .col_indices (what masked storage saved has none: set "
                  "model.storage = \"masked\")",
                  name());
-  ESPALIER_CHECK(crow->scalar_type() == at::kLong && crow->dim() == 1 && crow->size(0) == rows_ + 1 &&
-                     col->scalar_type() == at::kLong && col->dim() == 1 && values.dim() == 1 &&
-                     values.size(0) == col->size(0) && values.scalar_type() == values_.scalar_type(),
-                 ErrorKind::data, "{}: saved indices or values have another shape or type than [{}] needs", name(),
-                 fmt::join(shape(), ", "));
-  const at::Tensor crow_flat = crow->contiguous(), col_flat = col->contiguous();
-  const auto* start = crow_flat.data_ptr<std::int64_t>();
-  const auto* column = col_flat.data_ptr<std::int64_t>();
-  const std::int64_t nnz = col->size(0);
-  bool good = start[0] == 0 && start[rows_] == nnz;
-  for (std::int64_t r = 0; good && r < rows_; ++r) good = start[r] <= start[r + 1];
-  check_count(nnz);
-  kernels::RowMajorList list;
-  list.column.resize(static_cast<std::size_t>(good ? nnz : 0));
-  for (std::int64_t r = 0; good && r < rows_; ++r) {
-    for (std::int64_t k = start[r]; good && k < start[r + 1]; ++k) {
-      good = column[k] >= 0 && column[k] < columns_ && (k == start[r] || column[k] > column[k - 1]);
-      list.column[static_cast<std::size_t>(k)] = static_cast<std::uint32_t>(column[k]);
-    }
-  }
-  ESPALIER_CHECK(good, ErrorKind::data, "{}: the saved indices are not those of compressed rows of [{}, {}]", name(),
-                 rows_, columns_);
-  list.start.assign(start, start + rows_ + 1);
+  auto list = ops::list_of({*crow, *col}, rows_, columns_, name(), ErrorKind::data);
+  ESPALIER_CHECK(values.dim() == 1 && values.size(0) == col->size(0) && values.scalar_type() == values_.scalar_type(),
+                 ErrorKind::data, "{}: saved values are {} [{}]; expected {} [{}], one for each of .col_indices",
+                 name(), c10::toString(values.scalar_type()), fmt::join(values.sizes(), ", "),
+                 c10::toString(values_.scalar_type()), col->size(0));
   return list;
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops/image_planes.h"
+#include "ops/sparse_function.h"
 
 namespace espalier::ops {
 namespace {
@@ -13,6 +14,8 @@ using kernels::ConvPart;
 using kernels::Planes;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr const char* kLayer = "sparse convolution";
 
 /// Multiply-adds a thread must get to be worth waking.
 constexpr std::int64_t kWorthAThread = 200'000;
@@ -155,7 +158,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = bias.defined() && bias.requires_grad() ? at::empty_like(bias) : at::Tensor();
     conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, dvalues, dbias);
-    return {dx, dvalues, dbias, {}, {}, {}};
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}}, kLayer);
   }
 };
 
@@ -248,6 +251,7 @@ at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse convolution: the images are {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
+  check_bias(bias, x, plan->shape().out, kLayer);
   ESPALIER_ASSERT(plan->serves(&plan->weight(), in) && values.numel() == plan->weight().nnz() &&
                   forward.numel() == values.numel());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.

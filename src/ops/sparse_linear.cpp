@@ -7,6 +7,7 @@
 #include "espalier/core/error.h"
 #include "espalier/kernels/dispatch.h"
 #include "ops/dispatch_type.h"
+#include "ops/sparse_function.h"
 
 namespace espalier::ops {
 namespace {
@@ -14,6 +15,8 @@ namespace {
 using kernels::CompressedSide;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr const char* kLayer = "sparse linear layer";
 
 /// Multiply-adds a thread must get to be worth waking.
 constexpr std::int64_t kWorthAThread = 200'000;
@@ -112,7 +115,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
     linear_backward(matrix, layout, values, x, dy, dx, dvalues, dbias);
-    return {dx, dvalues, dbias, {}, {}, {}};
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}}, kLayer);
   }
 };
 
@@ -162,6 +165,7 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse linear layer: the input is {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
+  check_bias(bias, x, matrix->rows, kLayer);
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;

@@ -41,11 +41,13 @@ MISSING=libdnnl-dev run 0 "$tree/scripts/bootstrap"
 expect "install --no-install-recommends libdnnl-dev" "$calls"
 if grep -q 'update' "$calls"; then fail "needless update"; fi
 
-# --- the tests' package only with --test
-MISSING=libgtest-dev run 0 "$tree/scripts/bootstrap"
-if grep -q '^apt-get' "$calls"; then fail "gtest is not needed here"; fi
-MISSING=libgtest-dev run 0 "$tree/scripts/bootstrap" --test
-expect "install --no-install-recommends libgtest-dev" "$calls"
+# --- the tests' packages only with --test
+for package in libgtest-dev python3-torch; do
+  MISSING=$package run 0 "$tree/scripts/bootstrap"
+  if grep -q '^apt-get' "$calls"; then fail "$package is not needed here"; fi
+  MISSING=$package run 0 "$tree/scripts/bootstrap" --test
+  expect "install --no-install-recommends $package" "$calls"
+done
 
 # --- it can't: the package line, status 2
 MISSING=libdnnl-dev BROKEN=1 run 2 "$tree/scripts/bootstrap"

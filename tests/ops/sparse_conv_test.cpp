@@ -211,6 +211,18 @@ TEST(SparseConv2d, AgreesWithCentralDifferences) {
   }
 }
 
+TEST(SparseConv2d, SecondDerivativesAreErrors) {
+  const Case& c = kCases[0];
+  const Weight w(c, torch::kFloat);
+  const ImageLayout in{c.samples, c.shape.in, c.height, c.width, conv_halo(c.shape)};
+  const auto plan = std::make_shared<ConvPlan>(w.compressed, c.shape, in);
+  const Tensor x = torch::zeros({in.numel()}).set_requires_grad(true);
+  const Tensor loss = sparse_conv2d(x, in, plan, w.values, w.forward, {}).square().sum();
+  const auto gradients = torch::autograd::grad({loss}, {x, w.values}, {}, true, /*create_graph=*/true);
+  EXPECT_THROW(gradients[0].sum().backward({}, true), std::runtime_error);
+  EXPECT_THROW(gradients[1].sum().backward(), std::runtime_error);
+}
+
 TEST(SparseConv2d, SaysWhatDoesNotFit) {
   const Case& c = kCases[0];
   const Weight w(c, torch::kFloat);
@@ -237,6 +249,10 @@ TEST(SparseConv2d, SaysWhatDoesNotFit) {
   EXPECT_NE(message([&] {
               sparse_conv2d(torch::zeros({in.numel()}, torch::kDouble), in, plan, w.values, w.forward, {});
             }).find("the images are Double, the weight Float"),
+            std::string::npos);
+  EXPECT_NE(message([&] {
+              sparse_conv2d(torch::zeros({in.numel()}), in, plan, w.values, w.forward, torch::zeros({5}));
+            }).find("the bias is Float [5] on cpu; expected Float [6]"),
             std::string::npos);
   ConvShape bad = c.shape;
   bad.groups = 3;

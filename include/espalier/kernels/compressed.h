@@ -82,7 +82,10 @@ struct RowMajorList {
   std::vector<std::uint32_t> column;  ///< [nnz]
 };
 
-/// The compressed form of these entries, at most 2^32 - 1. `place[i]` becomes the canonical place of entry i of the
+/// Places have 32 bits, and kernels look a little ahead.
+constexpr std::int64_t kMostEntries = (std::int64_t{1} << 32) - 4096;
+
+/// The compressed form of these entries, at most kMostEntries. `place[i]` becomes the canonical place of entry i of the
 /// list. Any number of threads gives the same result.
 Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list,
                     std::vector<std::uint32_t>& place, int threads);

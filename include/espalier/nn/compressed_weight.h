@@ -11,6 +11,7 @@
 #include "espalier/core/bitmask.h"
 #include "espalier/kernels/compressed.h"
 #include "espalier/nn/sparse_weight.h"
+#include "espalier/ops/csr.h"
 
 namespace espalier {
 
@@ -99,7 +100,7 @@ class CompressedWeight : public SparseWeight {
   template <class F>
   void each_entry(const F& f) const;   // f(position, canonical place), ascending
   std::int64_t rows_of_grain() const;  // that a thread takes at least
-  std::pair<at::Tensor, at::Tensor> crow_and_col() const;
+  ops::Csr csr() const;
 
   std::int64_t rows_, columns_;
   std::optional<kernels::ConvShape> conv_;

@@ -1,0 +1,34 @@
+// What the autograd functions of sparse layers have in common; private to ops/.
+#pragma once
+
+#include <torch/csrc/autograd/functions/basic_ops.h>
+
+#include <memory>
+#include <string>
+
+#include "espalier/core/error.h"
+
+namespace espalier::ops {
+
+/// Throws Error(usage) unless `bias` is undefined or one number for each output, of the type of x.
+inline void check_bias(const at::Tensor& bias, const at::Tensor& x, std::int64_t outputs, const char* layer) {
+  ESPALIER_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == outputs && bias.device().is_cpu() &&
+                                     bias.scalar_type() == x.scalar_type()),
+                 ErrorKind::usage, "{}: the bias is {} [{}] on {}; expected {} [{}] on the CPU", layer,
+                 c10::toString(bias.scalar_type()), fmt::join(bias.sizes(), ", "), bias.device().str(),
+                 c10::toString(x.scalar_type()), outputs);
+}
+
+/// Gradients formed outside autograd: differentiating them once more is an error and not a silent zero.
+inline torch::autograd::variable_list differentiable_once(torch::autograd::variable_list gradients, const char* layer) {
+  if (!at::GradMode::is_enabled()) return gradients;
+  for (at::Tensor& gradient : gradients) {
+    if (gradient.defined()) gradient.requires_grad_();  // what DelayedError goes by
+  }
+  const auto refuse = std::make_shared<torch::autograd::DelayedError>(
+      std::string(layer) + ": differentiable once; second derivatives need a dense layer",
+      static_cast<int>(gradients.size()));
+  return (*refuse)(std::move(gradients));
+}
+
+}  // namespace espalier::ops
