@@ -20,6 +20,8 @@ torch::nn::Conv2d conv(std::int64_t in, std::int64_t out, std::int64_t kernel, s
 class ResidualBlock : public torch::nn::Module {
  public:
   virtual Tensor forward(const Tensor& x, const Trace& trace) = 0;
+  /// The convolution around the block's other two; "" where it is the identity.
+  virtual std::string projection() const = 0;
 };
 
 class BasicBlock : public ResidualBlock {
@@ -44,6 +46,7 @@ class BasicBlock : public ResidualBlock {
     const Tensor shortcut = trace("shortcut.0", shortcut_conv_->forward(x));
     return y.add_(trace("shortcut.1", shortcut_bn_->forward(shortcut))).relu_();
   }
+  std::string projection() const override { return shortcut_conv_ ? "shortcut.0" : ""; }
 
  private:
   torch::nn::Conv2d conv1_{nullptr}, conv2_{nullptr}, shortcut_conv_{nullptr};
@@ -70,6 +73,7 @@ class PreActivationBlock : public ResidualBlock {
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
     return y.add_(shortcut_ ? trace("convShortcut", shortcut_->forward(active)) : x);
   }
+  std::string projection() const override { return shortcut_ ? "convShortcut" : ""; }
 
  private:
   torch::nn::Conv2d conv1_{nullptr}, conv2_{nullptr}, shortcut_{nullptr};
@@ -86,6 +90,19 @@ class Blocks {
   Tensor forward(Tensor x, const Trace& trace) const {
     for (const auto& [name, block] : blocks_) x = trace(name, block->forward(x, trace.inside(name)));
     return x;
+  }
+  /// The wiring of conv1, these blocks and the classifier.
+  Wiring wiring(std::int64_t channels, const std::string& classifier) const {
+    Wiring wiring{channels, {"conv1"}, {}};
+    for (const auto& [name, block] : blocks_) {
+      const std::size_t first = wiring.line.size();
+      const std::string projection = block->projection();
+      wiring.line.push_back(name + ".conv1");
+      wiring.line.push_back(name + ".conv2");
+      wiring.bypasses.push_back({first, first + 1, projection.empty() ? "" : name + "." + projection});
+    }
+    wiring.line.push_back(classifier);
+    return wiring;
   }
 
  private:
@@ -110,6 +127,7 @@ class ResNet20 : public Network {
     }
     linear_ = register_module("linear", torch::nn::Linear(in, classes));
   }
+  Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "linear"); }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
@@ -149,6 +167,7 @@ class WideResNet : public Network {
     bn1_ = register_module("bn1", torch::nn::BatchNorm2d(in));
     fc_ = register_module("fc", torch::nn::Linear(in, classes));
   }
+  Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "fc"); }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {

@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -67,6 +68,14 @@ class SparseWeight {
   /// M_b alone: only these positions learn from now on; the others keep their phi whatever the optimiser does.
   virtual void set_trainable(const at::Tensor& positions) = 0;
   virtual at::Tensor trainable() const = 0;  ///< positions in M_b
+
+  /// Weights before training that are nowhere stored: w at positions, drawn when looked at, none larger than `largest`.
+  struct InitialDraw {
+    std::function<at::Tensor(const std::vector<std::int64_t>& positions)> at;
+    double largest;
+  };
+  /// Compressed storage until positions are kept; nothing otherwise: `weights` has them all.
+  virtual std::optional<InitialDraw> initial_draw() const { return std::nullopt; }
 
   // --- what the Sparsifier does, in this order in each step
   // -----------------------------------------------------------
