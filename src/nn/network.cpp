@@ -58,10 +58,10 @@ torch::Tensor Network::forward(const torch::Tensor& images, const Observer& obse
 Wiring Network::wiring() const {
   Wiring wiring{input_.channels, {}, {}};
   for (const auto& item : named_modules("", /*include_self=*/false)) {
-    const torch::nn::Module& module = *item.value();
-    if (module.as<torch::nn::LinearImpl>() || module.as<torch::nn::Conv2dImpl>() || module.as<SparseLinearImpl>()) {
-      wiring.line.push_back(item.key());
-    }
+    const auto own = item.value()->named_parameters(/*recurse=*/false);
+    const at::Tensor* weight = own.find("weight");
+    const bool compressed = own.find("values") != nullptr;  // of SparseLinear and its like
+    if (compressed || (weight != nullptr && weight->dim() >= 2)) wiring.line.push_back(item.key());
   }
   return wiring;
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "espalier/core/error.h"
-#include "espalier/nn/sparse_linear.h"
 #include "espalier/train/experiment.h"
 
 namespace espalier::train {
@@ -67,11 +66,12 @@ std::string structure_file(const RunConfig& config) {
 
 void begin_with(nn::Network& network, const NamedTensors& weights, const std::string& source) {
   const std::map<std::string, at::Tensor> by_name(weights.begin(), weights.end());
-  for (const auto& item : network.named_modules("", /*include_self=*/false)) {
-    const auto* layer = item.value()->as<nn::SparseLinearImpl>();
-    if (layer == nullptr) continue;
-    const auto& weight = layer->weight();
-    weight->adopt(item.key() + ".weight", weight->layer(), Reparametrisation());
+  const auto parameters = network.named_parameters();
+  for (const auto& weight : nn::compressed_weights(network)) {
+    for (const auto& item : parameters) {  // "<layer>.values"
+      if (item.value().unsafeGetTensorImpl() != weight->values_impl()) continue;
+      weight->adopt(stem(item.key(), ".values") + ".weight", weight->layer(), Reparametrisation());
+    }
     const auto dense = by_name.find(weight->name());
     if (dense == by_name.end()) continue;  // its entries: load_state_dict stores them
     ESPALIER_CHECK(dense->second.sizes() == at::IntArrayRef(weight->shape()), ErrorKind::data,
