@@ -35,7 +35,7 @@ Structure load_structure(const std::filesystem::path& file) {
     structure.weights.emplace_back(name, tensor);
     const std::string weight = stem(name, ".crow_indices");
     if (weight.empty() || by_name.count(weight + ".col_indices") == 0) continue;
-    structure.kept[weight] = {};  // the layer reads it itself
+    structure.kept[weight] = at::Tensor();  // the layer reads it itself
   }
   ESPALIER_CHECK(!structure.kept.empty(), ErrorKind::data,
                  "{}: no mask in it (a tensor \"<weight>.mask\", uint8), and no compressed weight; found {} tensors",
