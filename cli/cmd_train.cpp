@@ -32,7 +32,7 @@ void request_stop(int signal) {
 
 struct Arguments {
   ConfigArguments config;
-  std::string run_dir, resume;
+  std::string run_dir, resume, structure_from;
   std::vector<std::string> allow_change;
   bool overwrite = false, json = false;
   double require_accuracy = -1;
@@ -118,6 +118,19 @@ RunConfig resumed_config(const Arguments& arguments, const Context& context, con
   return wanted;
 }
 
+/// The configuration of a new run; with --structure-from its method is `given`.
+RunConfig started_config(const Arguments& arguments, const Context& context) {
+  if (arguments.structure_from.empty()) return load(arguments.config, context);
+  ESPALIER_CHECK(arguments.config.given(), ErrorKind::usage,
+                 "--structure-from gives the masks, and a configuration the rest; give a file or --preset NAME");
+  train::ConfigSources from = sources(arguments.config, context);
+  from.flags.push_back({"--structure-from", "method.name", "given"});
+  from.flags.push_back(
+      {"--structure-from", "method.structure", fs::absolute(arguments.structure_from).lexically_normal().string()});
+  from.flags.push_back({"--structure-from", "sparsity.sparsity", "0"});
+  return train::load_config(from);
+}
+
 bool finished(const fs::path& run) {
   return fs::exists(run / "summary.json") && train::read_json(run / "summary.json").value("status", "") == "done";
 }
@@ -150,8 +163,10 @@ int run(const Arguments& arguments, Context& context) {
                  "{}: no run to resume (no config.toml there); with a configuration or --preset it would be started",
                  arguments.resume);
 
+  ESPALIER_CHECK(!resume || arguments.structure_from.empty(), ErrorKind::usage,
+                 "--structure-from and --resume: a run that goes on has its structure in its checkpoint");
   const RunConfig config =
-      resume ? resumed_config(arguments, context, arguments.resume) : load(arguments.config, context);
+      resume ? resumed_config(arguments, context, arguments.resume) : started_config(arguments, context);
   set_threads(static_cast<int>(config.run.threads));
   const std::string text = train::to_toml(config);
   const auto directory_of = [&]() -> train::RunDirectory {
@@ -207,6 +222,11 @@ void add_train_command(CLI::App& app, Context& context) {
           "go on with the run in DIR from its latest checkpoint, to the same bits as if it had never stopped; with a "
           "configuration, start it there if there is none yet")
       ->option_text("DIR");
+  command
+      ->add_option("--structure-from", arguments->structure_from,
+                   "train with the masks (and from the weights, if it has them) of this safetensors file, as espalier "
+                   "init writes it; short for method.name = given")
+      ->option_text("FILE");
   command
       ->add_option("--allow-change", arguments->allow_change,
                    "with --resume: this key may differ from the run's; may be repeated")

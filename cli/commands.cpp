@@ -10,7 +10,9 @@ namespace espalier::cli {
 void add_commands(CLI::App& app, Context& context) {
   add_train_command(app, context);
   add_eval_command(app, context);
+  add_init_command(app, context);
   add_prune_command(app, context);
+  add_reproduce_command(app, context);
   add_inspect_command(app, context);
   add_data_command(app, context);
   add_config_command(app, context);

@@ -70,7 +70,9 @@ void add_commands(CLI::App& app, Context& context);
 
 void add_train_command(CLI::App& app, Context& context);
 void add_eval_command(CLI::App& app, Context& context);
+void add_init_command(CLI::App& app, Context& context);
 void add_prune_command(CLI::App& app, Context& context);
+void add_reproduce_command(CLI::App& app, Context& context);
 void add_inspect_command(CLI::App& app, Context& context);
 void add_data_command(CLI::App& app, Context& context);
 void add_config_command(CLI::App& app, Context& context);

@@ -383,15 +383,37 @@ void DataOptions::describe(Describe& d) {
   d("normalise", normalise, "standard: mean 0, variance 1 per channel of the training images; unit: 0 to 1",
     {"standard", "unit"});
   d("train_limit", train_limit, "train on this many images only, chosen at random; 0: on all", at_least(0));
+  d("classes", classes, "keep the images of the first so many classes alone; 0: of all", at_least(0));
   d("train_size", train_size, "glyphs: training images to draw", between(10, 1e7));
   d("test_size", test_size, "glyphs: test images to draw", between(10, 1e7));
 }
+
+namespace {
+
+Images of_classes(const Images& images, std::int64_t classes) {
+  const torch::Tensor kept = images.labels.lt(classes).nonzero().flatten();
+  return {images.pixels.index_select(0, kept), images.labels.index_select(0, kept)};
+}
+
+/// The images of the first `classes` classes; all for 0.
+Dataset with_classes(Dataset set, std::int64_t classes) {
+  if (classes == 0) return set;
+  ESPALIER_CHECK(classes >= 2 && classes <= set.num_classes(), ErrorKind::usage,
+                 "[data].classes = {}: \"{}\" has {} classes; expected 2 to that many, or 0 for all", classes, set.name,
+                 set.num_classes());
+  set.train = of_classes(set.train, classes);
+  set.test = of_classes(set.test, classes);
+  set.classes.resize(static_cast<std::size_t>(classes));
+  return set;
+}
+
+}  // namespace
 
 Dataset load_dataset(const DataOptions& options, std::uint64_t seed) {
   DataOptions checked = options;
   for (const Option& option : describe(checked)) option.validate("[data]." + option.name + " = ");
   for (const Entry& entry : registry()) {
-    if (entry.info.name == checked.name) return entry.load(checked, seed);
+    if (entry.info.name == checked.name) return with_classes(entry.load(checked, seed), checked.classes);
   }
   ESPALIER_ASSERT(false && "validated name");
   return {};

@@ -2,8 +2,14 @@
 
 #include "espalier/core/error.h"
 #include "espalier/methods/dense.h"
+#include "espalier/methods/given.h"
+#include "espalier/methods/grasp.h"
 #include "espalier/methods/magnitude.h"
+#include "espalier/methods/phew.h"
+#include "espalier/methods/prune_at_init.h"
+#include "espalier/methods/snip.h"
 #include "espalier/methods/static_random.h"
+#include "espalier/methods/synflow.h"
 
 namespace espalier {
 namespace {
@@ -22,6 +28,18 @@ const std::vector<MethodInfo>& known_methods() {
        &make<GradualMagnitude>},
       {"iterative-magnitude", "the smallest weights pruned in rounds with retraining between",
        &make<IterativeMagnitude>},
+      {"given", "masks from a file (espalier train --structure-from), never changed", &make<Given>},
+      {"random", "static-random by the name that pruning at initialisation has for it", &make<StaticRandom>},
+      {"magnitude-at-init", "before training, the largest weights stay", &make<MagnitudeAtInit>},
+      {"snip", "before training, the weights stay whose removal would change the loss most", &make<Snip>},
+      {"grasp", "before training, the weights stay without which the gradient would shrink", &make<Grasp>},
+      {"synflow", "before training and without data, the weights stay through which most flows, in rounds",
+       &make<SynFlow>},
+      {"synflow-l2", "synflow with squared weights: the largest trace of the path kernel", &make<SynFlowL2>},
+      {"phew", "before training and without data, random walks that prefer large weights", &make<Phew>},
+      {"phew-inverse", "walks that prefer small weights", &make<PhewInverse>},
+      {"phew-squared", "walks that prefer large weights by their squares", &make<PhewSquared>},
+      {"uniform-walks", "walks that look at no weight", &make<UniformWalks>},
   };
   return methods;
 }

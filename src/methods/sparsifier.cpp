@@ -6,6 +6,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/methods/fused_update.h"
+#include "espalier/methods/wired.h"
 #include "espalier/nn/compressed_layer.h"
 
 namespace espalier {
@@ -99,14 +100,23 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
               options.seed(),
               {options.sparsity(), options.distribution(), options.dense_layers()}};
   for (std::size_t l = 0; l < weights_.size(); ++l) {
-    if (!dense[l]) context_.weights.push_back(weights_[l].get());
+    if (dense[l])
+      context_.dense_weights.push_back(weights_[l].get());
+    else
+      context_.weights.push_back(weights_[l].get());
   }
   ESPALIER_CHECK(!context_.weights.empty() || options.sparsity() == 0, ErrorKind::usage,
                  "[sparsity].dense_layers leaves no layer to make sparse");
-  method_->check(context_);
-  follow_changes(nullptr, [&] { method_->prepare(context_); });
+  context_.probe = options.probe().get();
+  if (!options.restored() || !method_->is_static()) {
+    method_->check(context_);
+    follow_changes(nullptr, [&] { method_->prepare(context_); });
+    if (options.probe() && method_->is_static()) refuse_if_cut(context_);
+  }
+  context_.probe = nullptr;
   for (std::size_t l = 0; l < topology_.size(); ++l) {  // the first masks: what they leave out was never there
     topology_[l].dropped = context_.weights[l]->numel() - topology_[l].nnz;
+    topology_[l].grown = 0;
   }
 }
 

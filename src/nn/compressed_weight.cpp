@@ -73,9 +73,15 @@ CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> s
   phi_ = values_;
 }
 
-void CompressedWeight::set_draw(Draw draw) {
+void CompressedWeight::set_draw(Draw draw, double largest) {
   ESPALIER_CHECK(is_virgin(), ErrorKind::usage, "{}: has entries already; values at step 0 come too late", name());
   draw_ = std::move(draw);
+  largest_ = largest;
+}
+
+std::optional<SparseWeight::InitialDraw> CompressedWeight::initial_draw() const {
+  if (!is_virgin()) return std::nullopt;
+  return InitialDraw{[this](const at::Tensor& positions) { return draw(positions); }, largest_};
 }
 
 void CompressedWeight::adopt(std::string name, std::int64_t layer, const Reparametrisation& psi) {

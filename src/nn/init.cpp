@@ -88,6 +88,12 @@ double draw(const Distribution& d, const RandomStream& random, std::uint64_t e) 
   }
 }
 
+/// No draw is larger in size.
+double largest(const Distribution& d) {
+  constexpr double kLargestNormal = 8.58;  // RandomStream::normal_at: sqrt(-2 ln 2^-53) = 8.571…
+  return d.scale * (d.shape == Shape::uniform ? 1 : d.shape == Shape::truncated ? kTruncation : kLargestNormal);
+}
+
 /// Entries at these positions, as `fill` would leave them there.
 torch::Tensor draw_at(const torch::Tensor& positions, torch::ScalarType type, const Distribution& d,
                       const RandomStream& random) {
@@ -111,7 +117,7 @@ torch::Tensor draw_at(const torch::Tensor& positions, torch::ScalarType type, co
   return values;
 }
 
-enum Part : std::uint64_t { kWeight = 0, kBias = 1 };
+enum Part : std::uint64_t { kWeight = 0, kBias = 1, kAgain = 2 };
 
 void fill(torch::Tensor tensor, const Distribution& d, const RandomStream& random) {
   const torch::NoGradGuard no_grad;
@@ -145,6 +151,14 @@ void initialize_weight(torch::Tensor weight, const std::string& initializer, std
   fill(weight, init.distribution(fans(weight.sizes())), RandomStream(seed, Purpose::init, layer, kWeight));
 }
 
+torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Tensor& positions,
+                         torch::ScalarType type, const std::string& initializer, std::uint64_t seed,
+                         std::uint64_t layer) {
+  const Distribution distribution = initializer == "normal" ? Distribution{Shape::normal, 1}
+                                                            : find_initializer(initializer).distribution(fans(shape));
+  return draw_at(positions, type, distribution, RandomStream(seed, Purpose::init, layer, kAgain));
+}
+
 void initialize(torch::nn::Module& model, const std::string& initializer, std::uint64_t seed) {
   find_initializer(initializer);
   const torch::NoGradGuard no_grad;
@@ -168,7 +182,8 @@ void initialize(torch::nn::Module& model, const std::string& initializer, std::u
     const Distribution distribution = find_initializer(initializer).distribution(fans(weight.shape()));
     const RandomStream random(seed, Purpose::init, layer, kWeight);
     const auto type = weight.stored_type();
-    weight.set_draw([=](const torch::Tensor& positions) { return draw_at(positions, type, distribution, random); });
+    weight.set_draw([=](const torch::Tensor& positions) { return draw_at(positions, type, distribution, random); },
+                    largest(distribution));
     set_bias(weight.shape(), sparse.bias);
   };
   const auto visit = [&](torch::nn::Module& module) {

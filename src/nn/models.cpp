@@ -61,6 +61,24 @@ const Layers kLenet5 = {
     "conv(20, kernel=5)", "maxpool(2)", "relu",           "conv(50, kernel=5)", "maxpool(2)", "relu", "flatten",
     "linear(500)",        "relu",       "linear(classes)"};
 
+/// VGG-16 for CIFAR (Simonyan and Zisserman 2015, configuration D, with one linear layer): 3x3 convolutions of these
+/// widths, each with batch norm and ReLU; 0 halves the image.
+Layers vgg16_layers() {
+  Layers layers;
+  for (const int width : {64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512}) {
+    if (width == 0) {
+      layers.push_back("maxpool(2)");
+      continue;
+    }
+    layers.push_back(fmt::format("conv({}, kernel=3, padding=1, bias=false)", width));
+    layers.push_back("batchnorm");
+    layers.push_back("relu");
+  }
+  layers.push_back("globalavgpool");
+  layers.push_back("linear(classes)");
+  return layers;
+}
+
 /// Dropout before every fully connected layer that has a weight layer before it.
 Layers with_dropout(const Layers& layers, double p, const std::string& model) {
   if (p == 0) return layers;
@@ -95,6 +113,7 @@ std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, s
   if (o.name == "lenet-5") return list(kLenet5);
   if (o.name == "mnist-cnn") return list(kMnistCnn);
   if (o.name == "cifar10-cnn") return list(kCifar10Cnn);
+  if (o.name == "vgg16") return list(vgg16_layers());
   if (o.name == "wrn-28-2") return make_wrn_28_2(input, classes, o.dropout, compressed);
   if (o.name == "resnet20") {
     refuse_dropout("set 0");
@@ -120,6 +139,9 @@ std::vector<ModelInfo> known_models() {
       {"cifar10-cnn", "five weight layers: conv 6, conv 16 (5x5), fc 120, fc 84, linear", "torch-default"},
       {"resnet20", "residual network of 20 layers for small images, 16-32-64 channels, 1x1 convolutions as shortcuts",
        "kaiming-normal"},
+      {"vgg16",
+       "VGG-16 for small images: thirteen 3x3 convolutions with batch norm, 64 to 512 channels, one linear layer",
+       "kaiming-normal"},
       {"wrn-28-2", "wide residual network of 28 layers, 32-64-128 channels", "kaiming-normal"},
       {"layers", "a network written as a list in model.layers", "torch-default"},
   };
@@ -142,6 +164,19 @@ void ModelOptions::describe(Describe& d) {
     std::vector<std::string>{"auto", "masked", "compressed"});
 }
 
+std::string initializer_of(const ModelOptions& options) {
+  if (options.init != "default") return options.init;
+  for (const ModelInfo& m : known_models())
+    if (m.name == options.name) return m.init;
+  return options.init;
+}
+
+InputShape meant_for(const std::string& model) {
+  for (const char* mnist : {"mlp", "lenet-300-100", "lenet-5", "mnist-cnn"})
+    if (model == mnist) return {1, 28, 28};
+  return {3, 32, 32};
+}
+
 std::shared_ptr<Network> make_model(const ModelOptions& given, const InputShape& input, std::int64_t classes,
                                     std::uint64_t seed, const Compress& compressed) {
   ModelOptions o = given;
@@ -155,10 +190,7 @@ std::shared_ptr<Network> make_model(const ModelOptions& given, const InputShape&
                  "model \"{}\": the input is {}, expected positive sizes", o.name, input.text());
   ESPALIER_CHECK(classes >= 2, ErrorKind::usage, "model \"{}\": {} classes, expected at least 2", o.name, classes);
 
-  if (o.init == "default") {
-    for (const ModelInfo& m : known_models())
-      if (m.name == o.name) o.init = m.init;
-  }
+  o.init = initializer_of(o);
   const KeepDefaultGenerator keep;
   try {
     const auto network = build(

@@ -55,6 +55,17 @@ torch::Tensor Network::forward(const torch::Tensor& images, const Observer& obse
   return compute(images, observer ? Trace(observer) : Trace());
 }
 
+Wiring Network::wiring() const {
+  Wiring wiring{input_.channels, {}, {}};
+  for (const auto& item : named_modules("", /*include_self=*/false)) {
+    const auto own = item.value()->named_parameters(/*recurse=*/false);
+    const at::Tensor* weight = own.find("weight");
+    const bool compressed = own.find("values") != nullptr;  // of SparseLinear and its like
+    if (compressed || (weight != nullptr && weight->dim() >= 2)) wiring.line.push_back(item.key());
+  }
+  return wiring;
+}
+
 std::vector<std::shared_ptr<CompressedWeight>> compressed_weights(const torch::nn::Module& network) {
   std::vector<std::shared_ptr<CompressedWeight>> list;
   for (const auto& module : network.modules(/*include_self=*/false)) {

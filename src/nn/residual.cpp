@@ -30,6 +30,8 @@ Activation batch_norm_relu(torch::nn::BatchNorm2d& bn, const char* name, const A
 class ResidualBlock : public torch::nn::Module {
  public:
   virtual Activation forward(const Activation& x, const Trace& trace) = 0;
+  /// The convolution around the block's other two; "" where it is the identity.
+  virtual std::string projection() const = 0;
 };
 
 class BasicBlock : public ResidualBlock {
@@ -58,6 +60,7 @@ class BasicBlock : public ResidualBlock {
     const Activation shortcut = trace("shortcut.0", shortcut_conv_(x));
     return add_relu_over(y, trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut)));
   }
+  std::string projection() const override { return shortcut_conv_ ? "shortcut.0" : ""; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_conv_;
@@ -89,6 +92,7 @@ class PreActivationBlock : public ResidualBlock {
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
     return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(active)) : x);
   }
+  std::string projection() const override { return shortcut_ ? "convShortcut" : ""; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_;
@@ -110,6 +114,19 @@ class Blocks {
   Activation forward(Activation x, const Trace& trace) const {
     for (const auto& [name, block] : blocks_) x = trace(name, block->forward(x, trace.inside(name)));
     return x;
+  }
+  /// The wiring of conv1, these blocks and the classifier.
+  Wiring wiring(std::int64_t channels, const std::string& classifier) const {
+    Wiring wiring{channels, {"conv1"}, {}};
+    for (const auto& [name, block] : blocks_) {
+      const std::size_t first = wiring.line.size();
+      const std::string projection = block->projection();
+      wiring.line.push_back(name + ".conv1");
+      wiring.line.push_back(name + ".conv2");
+      wiring.bypasses.push_back({first, first + 1, projection.empty() ? "" : name + "." + projection});
+    }
+    wiring.line.push_back(classifier);
+    return wiring;
   }
 
  private:
@@ -137,6 +154,7 @@ class ResNet20 : public Network {
     linear_ = weight_layer(torch::nn::LinearOptions(in, classes), compressed("linear"));
     register_module("linear", linear_.module);
   }
+  Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "linear"); }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
@@ -180,6 +198,7 @@ class WideResNet : public Network {
     fc_ = weight_layer(torch::nn::LinearOptions(in, classes), compressed("fc"));
     register_module("fc", fc_.module);
   }
+  Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "fc"); }
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {

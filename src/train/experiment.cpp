@@ -8,6 +8,8 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/core/random.h"
+#include "espalier/train/structure.h"
 
 namespace espalier::train {
 namespace {
@@ -15,6 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::int64_t kEvaluationBatch = 500;
+constexpr const char* kStartWeights = "the weights of step 0";
 constexpr double kPi = 3.14159265358979323846;
 
 std::vector<std::int64_t> all_indices(const data::Images& images) {
@@ -68,6 +71,36 @@ data::Loader RunData::train_batches() const {
 data::Loader RunData::train_samples() const { return plain(dataset_.train, split_.train); }
 data::Loader RunData::validation_batches() const { return plain(dataset_.train, split_.validation); }
 data::Loader RunData::test_batches() const { return plain(dataset_.test, all_indices(dataset_.test)); }
+
+ProbeBatch RunData::probe_batch(std::int64_t per_class, std::int64_t index) const {
+  data::LoaderOptions options;
+  options.batch_size = batch_size_;
+  options.shuffle = true;
+  options.seed = seed_;
+  const data::Loader batches(dataset_.train, split_.train, normalisation_, options);
+  if (per_class == 0) {
+    const data::Batch batch = batches.batch(0, index % batches.batches_per_epoch());
+    return {batch.images, batch.labels};
+  }
+  // Sample number index * per_class + 0 … of each class in the order of that epoch, from the start again at its end.
+  std::vector<std::vector<std::int64_t>> members(static_cast<std::size_t>(dataset_.num_classes()));
+  const auto* labels = dataset_.train.labels.data_ptr<std::int64_t>();
+  for (const auto place : random_permutation(train_size(), RandomStream(seed_, Purpose::shuffle, 0))) {
+    const auto i = split_.train[static_cast<std::size_t>(place)];
+    members[static_cast<std::size_t>(labels[i])].push_back(i);
+  }
+  std::vector<std::int64_t> chosen;
+  for (std::int64_t k = 0; k < per_class; ++k) {
+    for (const auto& of_class : members) {
+      if (of_class.empty()) continue;
+      chosen.push_back(of_class[static_cast<std::size_t>(index * per_class + k) % of_class.size()]);
+    }
+  }
+  options.batch_size = static_cast<std::int64_t>(chosen.size());
+  options.shuffle = false;
+  const data::Batch batch = data::Loader(dataset_.train, chosen, normalisation_, options).batch(0, 0);
+  return {batch.images, batch.labels};
+}
 
 Clock planned_clock(const TrainOptions& train, std::int64_t batches_per_epoch) {
   Clock clock;
@@ -155,11 +188,41 @@ std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config,
                                          torch::optim::AdamWOptions(o.lr).betas({o.beta1, o.beta2}).eps(o.eps));
 }
 
+Probe make_probe(const RunConfig& config, const nn::Network& network, const ModelStart& start) {
+  const nn::InputShape input = network.input_shape();
+  const std::int64_t classes = network.classes();
+  Probe probe;
+  probe.network = [=, &config, weights = start.weights] {
+    const auto dense = nn::make_model(config.model, input, classes, static_cast<std::uint64_t>(config.run.seed),
+                                      [](const std::string&) { return false; });
+    if (weights != nullptr) begin_with(*dense, *weights, kStartWeights);
+    return ProbeNetwork{dense, [dense](const at::Tensor& images) { return dense->forward(images); }};
+  };
+  probe.input = {input.channels, input.height, input.width};
+  probe.wiring = network.wiring();
+  probe.initializer = nn::initializer_of(config.model);
+  if (start.data != nullptr) {
+    probe.batch = [data = start.data](std::int64_t per_class, std::int64_t index) {
+      return data->probe_batch(per_class, index);
+    };
+  }
+  return probe;
+}
+
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
-                              const Clock& clock, const nn::Compress& given) {
+                              const Clock& clock, const nn::Compress& given, const ModelStart& from) {
+  ModelStart start = from;
+  Structure structure;
+  if (const std::string file = structure_file(config); !file.empty() && !start.restored) {
+    structure = load_structure(file);
+    if (!structure.weights.empty() && start.weights == nullptr) start.weights = &structure.weights;
+  }
   const auto seed = static_cast<std::uint64_t>(config.run.seed);
   SparseModel model;
   nn::Compress compressed = given;
+  const bool has_entries = std::any_of(structure.kept.begin(), structure.kept.end(),
+                                       [](const auto& weight) { return !weight.second.defined(); });
+  if (!compressed && has_entries) compressed = stored_compressed(structure.weights);
   if (!compressed && config.model.storage == "auto") {
     model.choices = choose_storage(config, input, classes);
     if (!model.choices.empty()) log_info(to_text(model.choices));
@@ -170,6 +233,11 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
     };
   }
   model.network = nn::make_model(config.model, input, classes, seed, compressed);
+  if (start.weights != nullptr) begin_with(*model.network, *start.weights, kStartWeights);
+  auto probe = std::make_shared<Probe>(make_probe(config, *model.network, start));
+  if (!structure.kept.empty()) {
+    probe->structure = [&structure](const SparseWeight& weight) { return kept_positions(structure, weight); };
+  }
   const SparsifierOptions options = SparsifierOptions()
                                         .sparsity(config.sparsity.sparsity)
                                         .distribution(config.sparsity.distribution)
@@ -177,7 +245,9 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
                                         .seed(seed)
                                         .total_steps(clock.total_steps)
                                         .steps_per_epoch(clock.steps_per_epoch)
-                                        .weight_decay(sparsifier_decay(config));
+                                        .weight_decay(sparsifier_decay(config))
+                                        .probe(probe)
+                                        .restored(start.restored);
   model.sparsifier =
       std::make_unique<Sparsifier>(*model.network, config.method.make(), reparametrisation(config), options);
   return model;
@@ -215,7 +285,7 @@ std::map<std::string, std::string> state_metadata(const SparseModel& model) {
   return metadata;
 }
 
-void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source) {
+void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source, bool undrawn) {
   const torch::NoGradGuard no_grad;
   const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
   const auto load = [&](const std::string& name, at::Tensor to) {
@@ -227,6 +297,7 @@ void load_state_dict(nn::Network& network, const NamedTensors& tensors, const st
   };
   for (auto& [name, parameter] : nn::plain_parameters(network)) load(name, parameter);
   for (const auto& weight : nn::compressed_weights(network)) {
+    if (undrawn && by_name.count(weight->name()) != 0) continue;
     ESPALIER_CHECK(weight->load_state(tensors), ErrorKind::data,
                    "{}: neither \"{}\" nor its .crow_indices, .col_indices and .values, which the model needs", source,
                    weight->name());
@@ -256,7 +327,10 @@ LoadedRun load_run(const fs::path& path, bool best) {
 }
 
 SparseModel restore_model(const LoadedRun& run, const nn::InputShape& input, std::int64_t classes, const Clock& clock) {
-  SparseModel model = make_sparse_model(run.config, input, classes, clock, stored_compressed(run.checkpoint.sparsity));
+  ModelStart start;
+  start.restored = true;
+  SparseModel model =
+      make_sparse_model(run.config, input, classes, clock, stored_compressed(run.checkpoint.sparsity), start);
   load_state_dict(*model.network, run.checkpoint.model, (run.directory / "checkpoints").string());
   model.sparsifier->restore(run.checkpoint.sparsity);
   return model;

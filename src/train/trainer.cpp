@@ -55,7 +55,8 @@ class Run {
         store_(directory.path(), config.checkpoint.keep),
         start_(store_.load_latest()),
         model_(make_sparse_model(config, data_.input_shape(), data_.dataset().num_classes(), clock_,
-                                 start_ ? stored_compressed(start_->sparsity) : nn::Compress())),
+                                 start_ ? stored_compressed(start_->sparsity) : nn::Compress(),
+                                 {&data_, nullptr, start_.has_value()})),
         optimizer_(make_optimizer(config, *model_.sparsifier)) {
     // Dropout draws from LibTorch's own generator: seeded here, its state is part of every checkpoint.
     torch::manual_seed(static_cast<std::uint64_t>(config.run.seed));

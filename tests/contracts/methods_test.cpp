@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "espalier/core/random.h"
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/registry.h"
 #include "espalier/methods/sparsifier.h"
@@ -53,13 +54,40 @@ void train(ConvNet& net, Sparsifier& s, torch::optim::Optimizer& o, int steps) {
   }
 }
 
+/// What methods that look before they prune are shown: a dense copy of the network, and batches.
+std::shared_ptr<Probe> probe() {
+  auto probe = std::make_shared<Probe>();
+  probe->network = [] {
+    auto copy = std::make_shared<ConvNet>(false);
+    return ProbeNetwork{copy, [copy](const at::Tensor& x) { return copy->forward(x); }};
+  };
+  probe->input = {2, 4, 4};
+  probe->wiring = {2, {"conv", "fc"}, {}};
+  probe->initializer = "torch-default";
+  probe->structure = [](const SparseWeight& w) {  // a fifth of both: 108 and 480 weights
+    return torch::tensor(random_subset(w.numel(), w.layer() == 0 ? 22 : 96, RandomStream(1, Purpose::test)),
+                         torch::kInt64);
+  };
+  probe->batch = [](std::int64_t, std::int64_t index) {
+    torch::manual_seed(50 + static_cast<std::uint64_t>(index));
+    return ProbeBatch{torch::randn({10, 2, 4, 4}), torch::arange(10) % 5};
+  };
+  return probe;
+}
+
+/// Walks end with a whole path: up to one weight more than was asked for, in two layers.
+std::int64_t overshoot(const std::string& method) {
+  return method.find("phew") != std::string::npos || method == "uniform-walks" ? 1 : 0;
+}
+
 std::unique_ptr<Sparsifier> make(ConvNet& net, const Case& c) {
   return std::make_unique<Sparsifier>(net, make_method(c.method), Powerprop(c.alpha, c.update),
                                       SparsifierOptions()
                                           .sparsity(c.method == "dense" ? 0 : 0.8)
                                           .distribution(c.distribution)
                                           .total_steps(60)
-                                          .steps_per_epoch(20));
+                                          .steps_per_epoch(20)
+                                          .probe(probe()));
 }
 
 TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
@@ -73,7 +101,9 @@ TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
   at::set_num_threads(1);
   train(b, *sb, ob, 60);
   at::set_num_threads(threads);
-  EXPECT_EQ(sa->nnz(), kept_count(sa->positions(), c.method == "dense" ? 0 : 0.8));
+  const std::int64_t budget = kept_count(sa->positions(), c.method == "dense" ? 0 : 0.8);
+  EXPECT_GE(sa->nnz(), budget);
+  EXPECT_LE(sa->nnz(), budget + overshoot(c.method));
   for (std::size_t l = 0; l < 2; ++l) {
     EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;
     // what the layer computes with is zero exactly outside the mask
@@ -116,7 +146,10 @@ std::vector<Case> cases() {
     for (const char* distribution : {"uniform", "erk", "global"})
       for (const auto& [alpha, update] :
            {std::pair{1.0, Update::gradient}, {1.5, Update::gradient}, {2.3, Update::target}})
-        for (const bool compressed : {false, true}) all.push_back({m.name, distribution, alpha, update, compressed});
+        for (const bool compressed : {false, true}) {
+          if (overshoot(m.name) > 0 && distribution == std::string("erk")) continue;  // refused: walks decide
+          all.push_back({m.name, distribution, alpha, update, compressed});
+        }
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(Registry, EveryMethod, ::testing::ValuesIn(cases()), [](const auto& p) {

@@ -304,5 +304,22 @@ TEST(RealData, MnistIsTheCanonicalOne) {
               "digits of MNIST");
 }
 
+TEST(LoadDataset, KeepsTheFirstClasses) {
+  DataOptions options = named("glyphs");
+  options.train_size = 200;
+  options.test_size = 100;
+  const Dataset all = load_dataset(options, 1);
+  options.classes = 3;
+  const Dataset three = load_dataset(options, 1);
+  EXPECT_EQ(three.num_classes(), 3);
+  EXPECT_EQ(three.train.size(), all.train.labels.lt(3).sum().item<std::int64_t>());
+  EXPECT_EQ(three.test.labels.max().item<std::int64_t>(), 2);
+  EXPECT_TRUE(torch::equal(three.train.pixels, all.train.pixels.index({all.train.labels.lt(3)})));
+  for (const std::int64_t wrong : {1, 11}) {
+    options.classes = wrong;
+    EXPECT_THROW(load_dataset(options, 1), Error);
+  }
+}
+
 }  // namespace
 }  // namespace espalier::data

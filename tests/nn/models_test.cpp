@@ -133,6 +133,17 @@ TEST(Models, PlainNetworksAreNamedByKind) {
       (std::set<std::string>{"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc1.weight", "fc1.bias"}));
 }
 
+// 3x3 convolutions without biases: 9 x (3 x 64 + 64 x 64 + 64 x 128 + 128 x 128 + 128 x 256 + 2 x 256 x 256 + 256 x 512
+// + 5 x 512 x 512) = 14,710,464; batch norm 2 x (2 x 64 + 2 x 128 + 3 x 256 + 6 x 512) = 8,448; linear 5,120 + 10.
+TEST(Models, Vgg16HasItsParameters) {
+  auto net = make_model(named("vgg16"), kCifar, 10, 0);
+  EXPECT_EQ(parameter_count(*net), 14710464 + 8448 + 5130);
+  const auto names = names_of(*net);
+  EXPECT_EQ(names.size(), 13u + 26 + 2);
+  for (const char* name : {"conv1.weight", "bn1.weight", "conv13.weight", "fc1.bias"})
+    EXPECT_EQ(names.count(name), 1u) << name;
+}
+
 // The formula of a block, spelt out with torch's functions.
 TEST(Models, ResNetBlocksComputeTheirFormula) {
   auto net = make_model(named("resnet20"), kCifar, 10, 3);

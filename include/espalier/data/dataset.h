@@ -27,6 +27,7 @@ struct DataOptions {
   std::string augment = "none";
   std::string normalise = "standard";
   std::int64_t train_limit = 0;
+  std::int64_t classes = 0;
   std::int64_t train_size = 20000;
   std::int64_t test_size = 10000;
   void describe(Describe& d);

@@ -13,12 +13,17 @@
 
 namespace espalier {
 
+struct Probe;
+
 /// What a method is given. `weights` are those it may make sparse (the `dense_layers` are not among them).
 struct MethodContext {
   std::vector<SparseWeight*> weights;
   Clock clock;
   std::uint64_t seed = 0;
   SparsityOptions sparsity;
+  std::vector<const SparseWeight*> dense_weights = {};  ///< the `dense_layers`, to look at
+  /// The network, before training: set during `check` and `prepare`, null after them and where the user gave none.
+  const Probe* probe = nullptr;
 };
 
 class Method {
@@ -35,8 +40,12 @@ class Method {
   /// Whether `prepare` leaves the weights as sparse as they will be: then compressed storage pays from the first step.
   virtual bool sparse_from_start() const { return false; }
 
-  /// Before step 0: the initial masks.
+  /// Before step 0: the initial masks. context.probe is there to look at the network and the data.
   virtual void prepare(const MethodContext&) {}
+
+  /// Whether nothing changes after `prepare`: a network that is restored need not be prepared again then, and one that
+  /// `prepare` has cut in two is refused.
+  virtual bool is_static() const { return false; }
 
   /// After `clock.step` steps, when phi and w have settled.
   virtual void after_step(const MethodContext&) {}

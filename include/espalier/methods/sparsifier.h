@@ -20,6 +20,7 @@
 
 #include "espalier/methods/method.h"
 #include "espalier/methods/optimizer_state.h"
+#include "espalier/methods/probe.h"
 #include "espalier/nn/reparametrisation.h"
 #include "espalier/nn/sparse_weight.h"
 
@@ -47,6 +48,8 @@ struct SparsifierOptions {
   TORCH_ARG(std::int64_t, total_steps) = 0;      ///< needed by methods whose durations are in per cent
   TORCH_ARG(std::int64_t, steps_per_epoch) = 0;  ///< needed by methods whose durations are in epochs
   TORCH_ARG(WeightDecay, weight_decay) = {};
+  TORCH_ARG(std::shared_ptr<const Probe>, probe);  ///< needed by methods that look at the network before training
+  TORCH_ARG(bool, restored) = false;  ///< `restore` follows: a method that is static does not draw its masks
 };
 
 /// What a topology change did to one layer.
@@ -76,6 +79,7 @@ class Sparsifier {
   const Clock& clock() const { return context_.clock; }
   const std::vector<std::shared_ptr<SparseWeight>>& weights() const { return weights_; }
   const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
+  const Method& method() const { return *method_; }
   std::int64_t nnz() const;        ///< kept weights among the sparsified
   std::int64_t positions() const;  ///< all of them
   double sparsity() const;         ///< 1 - nnz / positions

@@ -10,6 +10,7 @@ class StaticRandom : public Method {
  public:
   void check(const MethodContext& context) const override;
   bool sparse_from_start() const override { return true; }
+  bool is_static() const override { return true; }
   void prepare(const MethodContext& context) override;
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -34,8 +35,9 @@ class CompressedWeight : public SparseWeight {
   CompressedWeight(std::string name, std::vector<std::int64_t> shape, at::ScalarType type = at::kFloat,
                    std::optional<kernels::ConvShape> conv = std::nullopt);
 
-  /// The distribution at step 0, zeros until it is set. Throws Error(usage) once entries are stored.
-  void set_draw(Draw draw);
+  /// The distribution at step 0, zeros until it is set; no |w| exceeds `largest`. Throws Error(usage) once entries are
+  /// stored.
+  void set_draw(Draw draw, double largest = std::numeric_limits<double>::infinity());
   /// What SparseWeight's constructor cannot know yet: name and number in a model, and psi. Values keep w.
   void adopt(std::string name, std::int64_t layer, const Reparametrisation& psi);
   /// Entries and values from a dense weight: what is not zero is kept.
@@ -58,6 +60,7 @@ class CompressedWeight : public SparseWeight {
   at::Tensor active() const override;
   at::Tensor weights() const override;
   at::Tensor values() const override;
+  std::optional<InitialDraw> initial_draw() const override;
   void keep(const at::Tensor& positions) override;
   void rewire(const Rewiring& change) override;
   void set_trainable(const at::Tensor& positions) override;
@@ -105,6 +108,7 @@ class CompressedWeight : public SparseWeight {
   std::int64_t rows_, columns_;
   std::optional<kernels::ConvShape> conv_;
   Draw draw_;
+  double largest_ = 0;                           // |w| that draw_ may give
   std::shared_ptr<kernels::Compressed> matrix_;  // null: virgin
   at::Tensor values_;                            // w, canonical order
   at::Tensor phi_;                               // the same tensor with the identity

@@ -32,6 +32,12 @@ struct ModelInfo {
 /// Every name that make_model knows, in the order of the documentation.
 std::vector<ModelInfo> known_models();
 
+/// The initializer that these options come to.
+std::string initializer_of(const ModelOptions& options);
+
+/// The images that a model is meant for: MNIST's or CIFAR's.
+InputShape meant_for(const std::string& model);
+
 /// Is the weight of this layer ("fc1") to be held compressed?
 using Compress = std::function<bool(const std::string& layer)>;
 

@@ -10,6 +10,7 @@
 
 #include "espalier/nn/activation.h"
 #include "espalier/nn/compressed_weight.h"
+#include "espalier/nn/wiring.h"
 
 namespace espalier::nn {
 
@@ -70,6 +71,8 @@ class Network : public torch::nn::Module {
 
   InputShape input_shape() const { return input_; }
   std::int64_t classes() const { return classes_; }
+  /// Its weight layers one after the other, in the order of registration; a network with branches says otherwise.
+  virtual Wiring wiring() const;
 
  protected:
   Network(InputShape input, std::int64_t classes) : input_(input), classes_(classes) {}

@@ -71,6 +71,14 @@ class SparseWeight {
   virtual void set_trainable(const at::Tensor& positions) = 0;
   virtual at::Tensor trainable() const = 0;  ///< positions in M_b
 
+  /// Weights before training that are nowhere stored: w at positions, drawn when looked at, none larger than `largest`.
+  struct InitialDraw {
+    std::function<at::Tensor(const at::Tensor& positions)> at;
+    double largest;
+  };
+  /// Compressed storage until positions are kept; nothing otherwise: `weights` has them all.
+  virtual std::optional<InitialDraw> initial_draw() const { return std::nullopt; }
+
   // --- what the Sparsifier does, in this order in each step
   // -----------------------------------------------------------
   /// The tensor that the optimiser updates: phi, or w for Update::target. Its TensorImpl never changes.

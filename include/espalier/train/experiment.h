@@ -34,6 +34,8 @@ class RunData {
   data::Loader train_samples() const;  ///< the same images, in order and as they are: for evaluation
   data::Loader validation_batches() const;
   data::Loader test_batches() const;
+  /// What Probe::batch gives: from the order of the first epoch of training, without augmentation.
+  ProbeBatch probe_batch(std::int64_t per_class, std::int64_t index) const;
 
  private:
   data::Loader plain(const data::Images& images, const std::vector<std::int64_t>& indices) const;
@@ -68,16 +70,24 @@ Evaluation evaluate(nn::Network& network, const data::Loader& batches);
 std::unique_ptr<torch::optim::Optimizer> make_optimizer(const RunConfig& config, const Sparsifier& sparsifier);
 WeightDecay sparsifier_decay(const RunConfig& config);
 
-/// A model under a sparsifier. `prepared`: draw the masks of the method now (false: dense, masks come from a
-/// checkpoint).
+/// A model under a sparsifier.
 struct SparseModel {
   std::shared_ptr<nn::Network> network;
   std::unique_ptr<Sparsifier> sparsifier;
   std::vector<LayerChoice> choices;  ///< what was measured for storage = "auto"
 };
+/// What a model begins with, beside its configuration.
+struct ModelStart {
+  const RunData* data = nullptr;          ///< for methods that look at it before training
+  const NamedTensors* weights = nullptr;  ///< of step 0, in place of a draw or of [method].structure's
+  bool restored = false;                  ///< a checkpoint's masks will follow: static methods need not draw theirs
+};
 /// `compressed`, where given, overrides model.storage: what a checkpoint holds.
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
-                              const Clock& clock, const nn::Compress& compressed = {});
+                              const Clock& clock, const nn::Compress& compressed = {}, const ModelStart& start = {});
+
+/// The network of a configuration as a method sees it before training. Refers to `config` and what `start` points to.
+Probe make_probe(const RunConfig& config, const nn::Network& network, const ModelStart& start);
 
 /// The layers whose weights these tensors (Checkpoint::sparsity) hold compressed.
 nn::Compress stored_compressed(const NamedTensors& sparsity);
@@ -91,7 +101,9 @@ std::map<std::string, std::string> state_metadata(const SparseModel& model);
 
 /// Copies tensors of those names into the network; every parameter and buffer must be there in its shape. Error(data)
 /// names the first that is not; `source` stands in the message.
-void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source);
+/// `undrawn`: compressed weights that are dense in `tensors` stay as they are (begin_with has told them where to look).
+void load_state_dict(nn::Network& network, const NamedTensors& tensors, const std::string& source,
+                     bool undrawn = false);
 
 /// The trained model of a run directory or a checkpoint folder (latest checkpoint of a run, unless `best`).
 struct LoadedRun {
