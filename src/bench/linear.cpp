@@ -5,7 +5,7 @@
 #include <cmath>
 #include <memory>
 
-#include "espalier/bench/bench.h"
+#include "bench/rows.h"
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/kernels/dispatch.h"
@@ -35,7 +35,7 @@ struct Linear {
     dyt = dy.t().contiguous();
   }
 
-  Row row(const char* level, const char* pass, double products, const Timing& sparse) const {
+  Row row(const char* level, const char* pass, double error) const {
     Row r;
     r.level = level;
     r.what = "linear";
@@ -45,11 +45,19 @@ struct Linear {
     r.batch = c.batch;
     r.sparsity = c.sparsity;
     r.threads = c.threads;
-    r.sparse = sparse;
-    const double work = 2 * products * static_cast<double>(c.batch);
-    r.sparse_gflops = work * static_cast<double>(nnz) / sparse.median * 1e-3;
-    r.dense_equivalent_gflops = work * static_cast<double>(c.in * c.out) / sparse.median * 1e-3;
+    verified(r, error);
     return r;
+  }
+  void timed(Row& r, const Timing& t, double products) const {
+    const auto work = products * static_cast<double>(c.batch);
+    add_sparse(r, t, work * static_cast<double>(nnz), work * static_cast<double>(c.in * c.out));
+  }
+
+  /// Of dW at the kept entries, zeros elsewhere: sums over the batch.
+  double error_of_gradient(const at::Tensor& dw) const {
+    const at::Tensor xd = x.to(torch::kDouble), gradient = dy.to(torch::kDouble).t();
+    const double n = static_cast<double>(c.batch) + 64;  // and over padding lanes
+    return error_share(dw, gradient.mm(xd) * mask, gradient.abs().mm(xd.abs()) * rounding(n));
   }
 
   LinearCase c;
@@ -58,44 +66,16 @@ struct Linear {
   at::Tensor dense, mask, x, dy, xt, dyt;
 };
 
-/// Largest |found - reference| as a share of n u |a| |b|, the bound of a sum of n products in float32.
-double error_share(const at::Tensor& found, const at::Tensor& a, const at::Tensor& b) {
+/// Of `found` = a b, sums of n products.
+double error_of_product(const at::Tensor& found, const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor ad = a.to(torch::kDouble), bd = b.to(torch::kDouble);
-  const at::Tensor reference = ad.mm(bd);
-  const double n = static_cast<double>(a.size(1)) + 2;
-  const at::Tensor bound = ad.abs().mm(bd.abs()) * (n * 0x1p-24 / (1 - n * 0x1p-24));
-  const at::Tensor off = (found.detach().to(torch::kDouble) - reference).abs();
-  return (off / bound.clamp_min(1e-300)).where(off > 0, torch::zeros_like(off)).max().item<double>();
-}
-
-void verified(double error, const Row& row) {
-  ESPALIER_CHECK(
-      error <= 1, ErrorKind::check,
-      "bench: {} {} batch {} sparsity {}: the {} pass is off the reference by {:.3g} times the rounding bound; "
-      "nothing was timed",
-      row.what, row.shape, row.batch, row.sparsity, row.pass, error);
+  return error_share(found, ad.mm(bd), ad.abs().mm(bd.abs()) * rounding(static_cast<double>(a.size(1)) + 2));
 }
 
 void sgemm(char ta, char tb, std::int64_t m, std::int64_t n, std::int64_t k, const at::Tensor& a, std::int64_t lda,
            const at::Tensor& b, std::int64_t ldb, at::Tensor& out, std::int64_t ldc) {
   dnnl_sgemm(ta, tb, m, n, k, 1.0f, a.data_ptr<float>(), lda, b.data_ptr<float>(), ldb, 0.0f, out.data_ptr<float>(),
              ldc);
-}
-
-struct Named {
-  std::string path;
-  double us;
-};
-
-/// The fastest of several ways to do all the parts.
-void add_dense(Row& row, const std::vector<Named>& ways) {
-  for (const Named& way : ways) {
-    if (row.dense_path.empty() || way.us < row.dense_us) {
-      row.dense_us = way.us;
-      row.dense_path = way.path;
-    }
-    row.peers[way.path] = way.us;
-  }
 }
 
 }  // namespace
@@ -115,21 +95,12 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
   const auto backward = [&] { ops::linear_backward(*matrix, in, values, xt, dyt, dx, dvalues, no_bias); };
   forward();
   backward();
-  at::Tensor dense_dw = torch::zeros_like(p.dense);
-  {
-    std::vector<std::int64_t> at;
-    std::vector<std::uint32_t> place;
-    kernels::row_major(*matrix, at, place, c.threads);
-    const auto gather = torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
-    dense_dw.view({-1}).index_put_({torch::tensor(at, torch::kInt64)}, dvalues.index_select(0, gather));
-  }
-  const double error_y = error_share(ops::from_tiles(y, out), p.x, p.dense.t());
-  const double error_dx = error_share(ops::from_tiles(dx, in), p.dy, p.dense);
-  const at::Tensor full = p.dy.to(torch::kDouble).t().mm(p.x.to(torch::kDouble));
-  const at::Tensor bound = p.dy.to(torch::kDouble).abs().t().mm(p.x.to(torch::kDouble).abs());
-  const double n = static_cast<double>(c.batch) + 64;
-  const double error_dw =
-      (((dense_dw - full) * p.mask).abs() / bound).max().item<double>() / (n * 0x1p-24 / (1 - n * 0x1p-24));
+  const double error_y = error_of_product(ops::from_tiles(y, out), p.x, p.dense.t());
+  const double error_dx = error_of_product(ops::from_tiles(dx, in), p.dy, p.dense);
+  const double error_dw = p.error_of_gradient(scattered(*matrix, dvalues, p.dense.sizes()));
+  const double error_backward = std::max(error_dx, error_dw);
+  std::vector<Row> rows = {p.row("kernels", "forward", error_y), p.row("kernels", "backward", error_backward),
+                           p.row("kernels", "step", std::max(error_y, error_backward))};
 
   at::Tensor dense_y = torch::empty({c.batch, c.out}), dense_dx = torch::empty({c.batch, c.in}),
              dw = torch::empty({c.out, c.in}), yt = torch::empty({c.out, c.batch}), dxt = torch::empty({c.in, c.batch});
@@ -156,8 +127,7 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
   };
   const auto t = measure(candidates, seconds / static_cast<double>(candidates.size()));
   const char* const path[] = {"oneDNN sgemm, row-major", "oneDNN sgemm, feature-major", "LibTorch mm"};
-  std::vector<Row> rows = {p.row("kernels", "forward", 1, t[0]), p.row("kernels", "backward", 2, t[1]),
-                           p.row("kernels", "step", 3, t[2])};
+  for (std::size_t i = 0; i < 3; ++i) p.timed(rows[i], t[i], static_cast<double>(i + 1));
   std::vector<Named> f, b, step;
   for (std::size_t i = 0; i < 3; ++i) {
     f.push_back({path[i], t[3 + 3 * i].median});
@@ -171,10 +141,6 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
   for (std::size_t k = 0; k < 3; ++k) best += std::min({t[3 + k].median, t[6 + k].median, t[9 + k].median});
   step.push_back({"fastest of each product", best});
   add_dense(rows[2], step);
-  rows[0].error = error_y;
-  rows[1].error = std::max(error_dx, error_dw);
-  rows[2].error = std::max(rows[0].error, rows[1].error);
-  for (const Row& r : rows) verified(r.error, r);
   return rows;
 }
 
@@ -188,7 +154,14 @@ std::vector<Row> bench_linear_layer(const LinearCase& c, double seconds, std::ui
     dense->weight.copy_(p.dense);
     masked->weight.copy_(p.dense);
   }
-  const double error = error_share(p.layer->forward(p.x), p.x, p.dense.t());
+  const at::Tensor y = p.layer->forward(x);
+  y.backward(p.dy);
+  const double error_y = error_of_product(y, p.x, p.dense.t());
+  const at::Tensor dvalues = p.layer->weight()->stored_values().grad();
+  const double error_step =
+      std::max({error_y, error_of_product(x.grad(), p.dy, p.dense),
+                p.error_of_gradient(scattered(*p.layer->weight()->matrix(), dvalues, p.dense.sizes()))});
+  std::vector<Row> rows = {p.row("layer", "forward", error_y), p.row("layer", "step", error_step)};
   at::Tensor csr;
   {
     // LibTorch calls its CSR tensors beta, on standard error, in every process.
@@ -205,6 +178,7 @@ std::vector<Row> bench_linear_layer(const LinearCase& c, double seconds, std::ui
     masked->weight.mutable_grad() = at::Tensor();
     for (auto& q : p.layer->parameters()) q.mutable_grad() = at::Tensor();
   };
+  clear();
   const auto inference = [](const auto& f) {
     return [f] {
       const torch::NoGradGuard no_grad;
@@ -227,16 +201,13 @@ std::vector<Row> bench_linear_layer(const LinearCase& c, double seconds, std::ui
       {"", training(masked_y)},
   };
   const auto t = measure(candidates, seconds / static_cast<double>(candidates.size()));
-  std::vector<Row> rows = {p.row("layer", "forward", 1, t[0]), p.row("layer", "step", 3, t[4])};
+  p.timed(rows[0], t[0], 1);
+  p.timed(rows[1], t[4], 3);
   add_dense(rows[0], {{"LibTorch Linear", t[1].median}});
-  rows[0].peers["LibTorch masked"] = t[2].median;
-  rows[0].peers["LibTorch CSR"] = t[3].median;
+  add_beside(rows[0], {"LibTorch masked", t[2].median});
+  add_beside(rows[0], {"LibTorch CSR", t[3].median});
   add_dense(rows[1], {{"LibTorch Linear", t[5].median}});
-  rows[1].peers["LibTorch masked"] = t[6].median;
-  for (Row& r : rows) {
-    r.error = error;
-    verified(error, r);
-  }
+  add_beside(rows[1], {"LibTorch masked", t[6].median});
   return rows;
 }
 
