@@ -9,9 +9,14 @@ inline std::int64_t row_of(const ImagePlane& p) { return (p.width + 2 * p.halo) 
 inline std::int64_t first_of(const ImagePlane& p) { return p.halo * (row_of(p) + kImageLanes); }
 inline std::int64_t entries_of(const ImagePlane& p) { return (p.height + 2 * p.halo) * row_of(p); }
 
+/// Whole pixels. Most are a few between two rows: too few for a call of memset, which the compiler would make of the
+/// loop if it could.
 template <class T>
 inline void set_zero(T* from, T* to) {
-  if (to > from) __builtin_memset(from, 0, static_cast<std::size_t>(to - from) * sizeof(T));
+  for (; from < to; from += kLanes<T>) {
+    store(from, Vec<T>{});
+    asm volatile("" : "+r"(from));
+  }
 }
 
 /// The halo runs on from the right of one row to the left of the next.

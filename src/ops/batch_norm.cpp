@@ -104,8 +104,8 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
         }
         mean.data_ptr<T>()[c] = static_cast<T>(m);
         invstd.data_ptr<T>()[c] = static_cast<T>(1 / std::sqrt(variance + norm.eps));
-        clear_halos(*channels, c, y.data_ptr<T>());
         k.normalise(x.data_ptr<T>(), channels->channel(c), scale_of<T>(w, b, mean, invstd, c, relu), y.data_ptr<T>());
+        clear_halos(*channels, c, y.data_ptr<T>());
       });
     });
     ctx->save_for_backward({x, w, b, mean, invstd});
@@ -137,8 +137,8 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
         // dx = (g - mean of g - xhat (mean of g xhat)) scale; statistics that are constants have no gradient.
         const T level = training ? static_cast<T>(sum / n) : T(0);
         const T slope = training ? static_cast<T>(product / n * inv * inv) : T(0);
-        clear_halos(channels, c, dx.data_ptr<T>());
         k.input_gradient(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, level, slope, dx.data_ptr<T>());
+        clear_halos(channels, c, dx.data_ptr<T>());
       });
     });
     return {dx, w.defined() ? dweight : at::Tensor(), b.defined() ? dbias : at::Tensor(), {}, {}, {}};
