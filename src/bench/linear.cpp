@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "bench/rows.h"
+#include "bench/sparse_peers.h"
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/kernels/dispatch.h"
@@ -105,7 +106,7 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
   at::Tensor dense_y = torch::empty({c.batch, c.out}), dense_dx = torch::empty({c.batch, c.in}),
              dw = torch::empty({c.out, c.in}), yt = torch::empty({c.out, c.batch}), dxt = torch::empty({c.in, c.batch});
   const at::Tensor weight_t = p.dense.t(), dy_t = p.dy.t();
-  const std::vector<Candidate> candidates = {
+  std::vector<Candidate> candidates = {
       {"forward", forward},
       {"backward", backward},
       {"step",
@@ -125,6 +126,17 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
       {"dx", [&] { at::mm_out(dense_dx, p.dy, p.dense); }},
       {"dw", [&] { at::mm_out(dw, dy_t, p.x); }},
   };
+  const std::size_t peers_begin = candidates.size();
+  std::vector<SparsePeer> peers = sparse_peers(p.dense, p.xt);
+  for (const SparsePeer& peer : peers) {
+    peer.run();
+    const double error = error_of_product(peer.y.t(), p.x, p.dense.t());
+    ESPALIER_CHECK(error <= 1, ErrorKind::check,
+                   "bench: linear {} batch {}: {} is off the reference by {:.3g} times the rounding bound; nothing was "
+                   "timed",
+                   rows[0].shape, c.batch, peer.name, error);
+    candidates.push_back({peer.name, peer.run});
+  }
   const auto t = measure(candidates, seconds / static_cast<double>(candidates.size()));
   const char* const path[] = {"oneDNN sgemm, row-major", "oneDNN sgemm, feature-major", "LibTorch mm"};
   for (std::size_t i = 0; i < 3; ++i) p.timed(rows[i], t[i], static_cast<double>(i + 1));
@@ -134,6 +146,7 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
     b.push_back({path[i], t[4 + 3 * i].median + t[5 + 3 * i].median});
   }
   add_dense(rows[0], f);
+  for (std::size_t i = 0; i < peers.size(); ++i) add_beside(rows[0], {peers[i].name, t[peers_begin + i].median});
   add_dense(rows[1], b);
   for (std::size_t i = 0; i < 3; ++i) step.push_back({path[i], f[i].us + b[i].us});
   // The fastest dense step may take each product on another path.

@@ -13,7 +13,11 @@ TEST_F(Bench, EachLevelGivesRowsWithEveryField) {
   const std::pair<const char*, std::size_t> levels[] = {
       {"kernels --shape 40x24 --sparsity 0.5,0.9", 6},
       {"layer --what linear --shape 40x24,24x40 --sparsity 0.9", 4},
+      {"kernels --what conv2d --shape 4x8@6,4x4@7x5:k5:s2 --sparsity 0.9", 6},
+      {"layer --what conv2d --shape 4x8@6 --sparsity 0.5,0.9", 4},
       {"step --shape 20-16-5 --sparsity 0.9 --optimizer adam", 3},
+      {"model --model mlp --shape 20-16-5 --sparsity 0.9", 4},
+      {"model --model lenet-5 --shape 1x28x28 --sparsity 0.9 --pass inference", 1},
   };
   for (const auto& [arguments, rows] : levels) {
     const Result result = run(std::string("bench ") + arguments + " --batch 17 --threads 1 --seconds 0.02 --json");
@@ -50,11 +54,21 @@ TEST_F(Bench, ShapesComeFromAFile) {
 
 TEST_F(Bench, SaysWhatIsWrong) {
   const std::pair<const char*, const char*> wrong[] = {
-      {"bench lier", "\"lier\": unknown. Known: kernels, layer, step. Did you mean \"layer\"?"},
+      {"bench lier", "\"lier\": unknown. Known: kernels, layer, step, model. Did you mean \"layer\"?"},
       {"bench step --shape 3x4", "expected positive sizes such as 784-300-100-10"},
       {"bench kernels --shape 3x4x5", "expected inputs x outputs"},
       {"bench kernels --sparsity 1", "--sparsity 1: expected a share of zeros in [0, 1)"},
-      {"bench kernels --what conv2d", "Known: linear"},
+      {"bench kernels --what conv3d",
+       "--what conv3d: unknown for \"kernels\". Known: linear, conv2d. Did you mean \"conv2d\"?"},
+      {"bench step --what conv2d", "Known: mlp"},
+      {"bench model --what mlp", "--what mlp: not for \"model\"; name a --model"},
+      {"bench model --model resnet2", "--model resnet2: unknown. Known: mlp"},
+      {"bench model --shape 3x32", "expected channels x height x width"},
+      {"bench kernels --what conv2d --shape 64x64", "--shape: shape \"64x64\": expected channels in x out @ pixels"},
+      {"bench kernels --what conv2d --shape 8x8@9:q3", "expected channels in x out @ pixels"},
+      {"bench kernels --what conv2d --shape 8x8@9:k3:k5", "expected channels in x out @ pixels"},
+      {"bench kernels --what conv2d --shape 8x8@9:g3", "groups = 3 must divide the channels"},
+      {"bench kernels --what conv2d --shape 8x8@2:k5:p0", "images of 2x2 pixels with padding 0 are smaller"},
       {"bench kernels --shapes nowhere.txt", "cannot be read"},
       {"bench step --shape 10 --seconds 0.02", "expected inputs, layers, classes"},
   };
