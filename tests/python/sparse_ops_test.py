@@ -194,6 +194,14 @@ class Test(unittest.TestCase):
         y.sum().backward()
         self.assertEqual(values.grad.tolist(), [0] * 12)
 
+    def test_one_weight_for_images_of_many_sizes(self):
+        csr = random_csr([4, 3, 3, 3], 0.5, torch.double)
+        weight, dense = weight_of(csr, [4, 3, 3, 3], padding=[1]), dense_of(csr, [4, 3, 3, 3], csr.values())
+        for size in ([2, 3, 8, 8], [17, 3, 8, 8], [2, 3, 5, 9], [2, 3, 8, 8]):
+            x = torch.randn(size, dtype=torch.double)
+            difference = sparse_conv2d(x, weight, csr.values()) - functional.conv2d(x, dense, padding=1)
+            self.assertLess(difference.abs().max().item(), 1e-13)  # 27 products of numbers up to 20, 2^-53 each
+
     def test_same_bits_for_any_number_of_threads(self):
         linear = random_csr([300, 400], 0.2, torch.float32)
         conv = random_csr([32, 16, 3, 3], 0.2, torch.float32)
