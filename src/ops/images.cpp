@@ -2,6 +2,10 @@
 
 #include <torch/torch.h>
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
 #include "ops/image_planes.h"
 
 namespace espalier::ops {
@@ -14,7 +18,7 @@ at::Tensor tiled(const at::Tensor& nchw, const ImageLayout& layout) {
   // The planes of an image without gaps; images and channels may be anywhere.
   const bool dense = nchw.stride(3) == 1 && nchw.stride(2) == layout.width;
   const at::Tensor from = dense ? nchw : nchw.contiguous();
-  at::Tensor images = at::empty({layout.numel()}, nchw.options());
+  at::Tensor images = new_images(layout.numel(), nchw.options());
   with_type(nchw, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().images<T>();
@@ -152,7 +156,7 @@ struct Add : torch::autograd::Function<Add> {
     ImageLayout la = layout, lb = layout;
     la.halo = a_halo;
     lb.halo = b_halo;
-    at::Tensor y = over_a ? a : at::empty({layout.numel()}, a.options());
+    at::Tensor y = over_a ? a : new_images(layout.numel(), a.options());
     if (over_a) ctx->mark_dirty({a});
     with_type(a, [&](auto zero) {
       using T = decltype(zero);
@@ -203,6 +207,18 @@ at::Tensor sum(const at::Tensor& a, const ImageLayout& a_layout, const at::Tenso
 }
 
 }  // namespace
+
+at::Tensor new_images(std::int64_t numel, const at::TensorOptions& options) {
+  at::Tensor images = at::empty({numel}, options);
+#ifdef MADV_HUGEPAGE
+  constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(images.data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (reinterpret_cast<std::uintptr_t>(images.data_ptr()) + images.nbytes()) / kHugePage * kHugePage;
+  // An advice: where the system takes none, nothing changes.
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return images;
+}
 
 int ImageLayout::valid(std::int64_t group) const {
   return static_cast<int>(std::min<std::int64_t>(kImageLanes, samples - group * kImageLanes));

@@ -137,7 +137,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
                             const std::shared_ptr<const ConvPlan>& plan, const at::Tensor& forward_values) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const at::Tensor in = x.contiguous();
-    at::Tensor y = at::empty({plan->output(layout.samples).numel()}, x.options());
+    at::Tensor y = new_images(plan->output(layout.samples).numel(), x.options());
     conv_forward(*plan, layout, forward_values, bias, in, y);
     ctx->save_for_backward({in, values, bias});
     ctx->saved_data["layout"] = saved(layout);
@@ -154,7 +154,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const auto held = ctx->saved_data["plan"].toCapsule();
     const ConvPlan& plan = *static_cast<const Held&>(*held).plan;
     const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? at::empty_like(x) : at::Tensor();
+    at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? new_images(x.numel(), x.options()) : at::Tensor();
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = bias.defined() && bias.requires_grad() ? at::empty_like(bias) : at::Tensor();
     conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, dvalues, dbias);
