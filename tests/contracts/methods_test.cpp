@@ -8,29 +8,37 @@
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/registry.h"
 #include "espalier/methods/sparsifier.h"
+#include "espalier/nn/sparse_conv.h"
 #include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
 namespace {
 
-/// A masked convolution, and a linear layer in either storage.
+/// A convolution and a linear layer in either storage.
 struct ConvNet : torch::nn::Module {
   explicit ConvNet(bool compressed) {
     torch::manual_seed(3);
-    conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(2, 6, 3).padding(1)));
+    torch::nn::Conv2d convolution(torch::nn::Conv2dOptions(2, 6, 3).padding(1));
     torch::nn::Linear linear(6 * 16, 5);
-    if (compressed)
+    if (compressed) {
+      sparse_conv = register_module("conv", nn::SparseConv2d(nn::SparseConv2dImpl::from_dense(*convolution)));
       sparse = register_module("fc", nn::SparseLinear(nn::SparseLinearImpl::from_dense(*linear)));
-    else
+    } else {
+      conv = register_module("conv", convolution);
       fc = register_module("fc", linear);
+    }
   }
   at::Tensor forward(const at::Tensor& x) {
-    const auto features = torch::relu(conv->forward(x)).flatten(1);
+    const auto images = sparse_conv ? sparse_conv->forward(x) : conv->forward(x);
+    const auto features = torch::relu(images).flatten(1);
     return sparse ? sparse->forward(features) : fc->forward(features);
   }
+  at::Tensor conv_weight() const { return sparse_conv ? sparse_conv->to_dense() : conv->weight; }
   at::Tensor fc_weight() const { return sparse ? sparse->to_dense() : fc->weight; }
+  at::Tensor conv_bias() const { return sparse_conv ? sparse_conv->bias : conv->bias; }
   torch::nn::Conv2d conv{nullptr};
   torch::nn::Linear fc{nullptr};
+  nn::SparseConv2d sparse_conv{nullptr};
   nn::SparseLinear sparse{nullptr};
 };
 
@@ -107,7 +115,7 @@ TEST_P(EveryMethod, EndsAtExactlyTheBudgetAndIsRepeatable) {
   for (std::size_t l = 0; l < 2; ++l) {
     EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;
     // what the layer computes with is zero exactly outside the mask
-    const at::Tensor w = l == 0 ? a.conv->weight : a.fc_weight();
+    const at::Tensor w = l == 0 ? a.conv_weight() : a.fc_weight();
     EXPECT_LE(w.count_nonzero().item<std::int64_t>(), sa->weights()[l]->nnz());
     EXPECT_TRUE(w.isfinite().all().item<bool>());
   }
@@ -124,12 +132,12 @@ TEST_P(EveryMethod, GoesOnFromItsArchive) {
   load_optimizer(ob, sb->named_parameters(), save_optimizer(oa, sa->named_parameters()));
   {
     const torch::NoGradGuard no_grad;
-    b.conv->bias.copy_(a.conv->bias);
+    b.conv_bias().copy_(a.conv_bias());
     (c.compressed ? b.sparse->bias : b.fc->bias).copy_(c.compressed ? a.sparse->bias : a.fc->bias);
   }
   train(a, *sa, oa, 25);
   train(b, *sb, ob, 25);
-  EXPECT_TRUE(torch::equal(a.conv->weight, b.conv->weight));
+  EXPECT_TRUE(torch::equal(a.conv_weight(), b.conv_weight()));
   EXPECT_TRUE(torch::equal(a.fc_weight(), b.fc_weight()));
   for (std::size_t l = 0; l < 2; ++l) {
     EXPECT_TRUE(torch::equal(sa->weights()[l]->active(), sb->weights()[l]->active())) << l;

@@ -142,6 +142,45 @@ TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
   }
 }
 
+// Convolutions, batch norm, pools and flattening: everything that works in batch tiles, stopped within an epoch.
+TEST_P(Storages, ConvolutionsResumeInTheSameBytes) {
+  const TemporaryDirectory tmp;
+  const RunConfig config = parse_config(std::string(R"toml(
+[data]
+name = "glyphs"
+[model]
+name = "layers"
+layers = ["conv(6, 3, stride=2, padding=1)", "batchnorm", "relu", "conv(8, 3, padding=1, groups=2)", "batchnorm", "relu",
+          "maxpool(2)", "conv(8, 3)", "relu", "flatten", "linear(classes)"]
+storage = ")toml") + GetParam() + R"toml("
+[train]
+steps = 9
+batch_size = 20
+[optim]
+momentum = 0.9
+[method]
+name = "static-random"
+[sparsity]
+sparsity = 0.6
+)toml",
+                                        "test");
+  run(config, tmp.path() / "whole");
+  const auto whole = load_latest_checkpoint(tmp.path() / "whole");
+  std::atomic<bool> stop{false};
+  TrainHooks hooks;
+  hooks.stop = &stop;
+  hooks.progress = [&](const Progress& p) { stop = p.step == 4; };
+  ASSERT_EQ(run(config, tmp.path() / "stopped", hooks).outcome, Outcome::stopped);
+  ASSERT_EQ(run(config, tmp.path() / "stopped").outcome, Outcome::done);
+  EXPECT_EQ(read_file(tmp.path() / "stopped" / "metrics.jsonl"), read_file(tmp.path() / "whole" / "metrics.jsonl"));
+  const auto resumed = load_latest_checkpoint(tmp.path() / "stopped");
+  ASSERT_EQ(resumed->model.size(), whole->model.size());
+  for (std::size_t i = 0; i < whole->model.size(); ++i)
+    EXPECT_TRUE(torch::equal(resumed->model[i].second, whole->model[i].second)) << whole->model[i].first;
+  for (const auto& layer : read_json(tmp.path() / "whole" / "summary.json")["storage"])
+    EXPECT_EQ(layer["path"], GetParam());
+}
+
 // The same run in both storages: the same weights kept, the same accuracy to what roundings do to 66 steps.
 TEST(Trainer, CompressedRunsAreMaskedRuns) {
   const TemporaryDirectory tmp;
