@@ -2,7 +2,9 @@
 
 #include "espalier/core/error.h"
 #include "espalier/methods/dense.h"
+#include "espalier/methods/dynamic_reallocation.h"
 #include "espalier/methods/magnitude.h"
+#include "espalier/methods/sparse_evolutionary.h"
 #include "espalier/methods/static_random.h"
 
 namespace espalier {
@@ -22,6 +24,10 @@ const std::vector<MethodInfo>& known_methods() {
        &make<GradualMagnitude>},
       {"iterative-magnitude", "the smallest weights pruned in rounds with retraining between",
        &make<IterativeMagnitude>},
+      {"set", "each layer drops its smallest weights and grows as many at random (sparse evolutionary training)",
+       &make<SparseEvolutionary>},
+      {"dpr", "weights under an adaptive threshold move to other places and layers (dynamic parameter reallocation)",
+       &make<DynamicReallocation>},
   };
   return methods;
 }

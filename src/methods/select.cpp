@@ -107,13 +107,16 @@ std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& score
 }
 
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random) {
-  const at::Tensor active = weight.active();
-  const auto* here = active.data_ptr<std::int64_t>();
-  const std::int64_t nnz = active.numel();
-  std::vector<std::int64_t> chosen = random_subset(weight.numel() - nnz, count, random);  // numbers among the free
-  std::int64_t before = 0;  // active positions before the chosen one
+  return random_outside(weight.numel(), weight.active(), count, random);
+}
+
+at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random) {
+  const auto* here = occupied.data_ptr<std::int64_t>();
+  const std::int64_t taken = occupied.numel();
+  std::vector<std::int64_t> chosen = random_subset(n - taken, count, random);  // numbers among the free
+  std::int64_t before = 0;  // occupied positions before the chosen one
   for (auto& position : chosen) {
-    while (before < nnz && here[before] <= position + before) ++before;
+    while (before < taken && here[before] <= position + before) ++before;
     position += before;
   }
   return torch::tensor(chosen, torch::kInt64);

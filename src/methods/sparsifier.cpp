@@ -200,6 +200,7 @@ NamedTensors Sparsifier::archive() const {
   NamedTensors all = {{"sparsifier.step", torch::tensor(context_.clock.step, torch::kInt64)}};
   for (const auto& w : weights_)
     for (auto& entry : w->archive()) all.push_back(std::move(entry));
+  for (auto& entry : method_->archive()) all.push_back(std::move(entry));
   return all;
 }
 
@@ -209,6 +210,7 @@ void Sparsifier::restore(const NamedTensors& tensors) {
   ESPALIER_CHECK(step != tensors.end() && step->second.numel() == 1, ErrorKind::data,
                  "the saved state has no \"sparsifier.step\"");
   for (auto& w : weights_) w->restore(tensors);
+  method_->restore(tensors);
   context_.clock.step = step->second.item<std::int64_t>();
   topology_.clear();
 }

@@ -40,6 +40,11 @@ class Method {
 
   /// After `clock.step` steps, when phi and w have settled.
   virtual void after_step(const MethodContext&) {}
+
+  /// What the method remembers beside the masks, for checkpoints, as "method.<what>"; `restore` takes the same back.
+  virtual NamedTensors archive() const { return {}; }
+  /// Throws Error(data) if `tensors` lacks what `archive` would give.
+  virtual void restore(const NamedTensors& tensors) { (void)tensors; }
 };
 
 }  // namespace espalier

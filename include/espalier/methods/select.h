@@ -27,4 +27,7 @@ std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& score
 /// nnz + count. Throws Error(usage) if there are not so many.
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random);
 
+/// The same among the positions of 0 .. n-1 that are not `occupied` (ascending).
+at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random);
+
 }  // namespace espalier

@@ -82,7 +82,7 @@ class Sparsifier {
   /// What the last step (or the preparation) changed, one entry for each sparsified layer; empty if nothing.
   std::vector<LayerTopology> take_topology();
 
-  /// phi, masks and the step; restored bit for bit.
+  /// phi, masks, the step and what the method remembers; restored bit for bit.
   NamedTensors archive() const;
   void restore(const NamedTensors& tensors);
 
