@@ -32,7 +32,7 @@ void request_stop(int signal) {
 
 struct Arguments {
   ConfigArguments config;
-  std::string run_dir, resume;
+  std::string run_dir, resume, structure_from, values_from;
   std::vector<std::string> allow_change;
   bool overwrite = false, json = false;
   double require_accuracy = -1;
@@ -150,8 +150,18 @@ int run(const Arguments& arguments, Context& context) {
                  "{}: no run to resume (no config.toml there); with a configuration or --preset it would be started",
                  arguments.resume);
 
-  const RunConfig config =
-      resume ? resumed_config(arguments, context, arguments.resume) : load(arguments.config, context);
+  const auto config_of = [&] {
+    if (resume) return resumed_config(arguments, context, arguments.resume);
+    ESPALIER_CHECK(arguments.config.given(), ErrorKind::usage,
+                   "no configuration given; expected a file or --preset NAME (espalier list presets)");
+    train::ConfigSources all = sources(arguments.config, context);
+    if (!arguments.structure_from.empty())
+      all.flags.push_back({"--structure-from", "run.structure_from", arguments.structure_from});
+    if (!arguments.values_from.empty())
+      all.flags.push_back({"--values-from", "run.values_from", arguments.values_from});
+    return train::load_config(all);
+  };
+  const RunConfig config = config_of();
   set_threads(static_cast<int>(config.run.threads));
   const std::string text = train::to_toml(config);
   const auto directory_of = [&]() -> train::RunDirectory {
@@ -215,6 +225,15 @@ void add_train_command(CLI::App& app, Context& context) {
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command
+      ->add_option("--structure-from", arguments.structure_from,
+                   "start with the masks of the run (or checkpoint) in DIR: run.structure_from")
+      ->option_text("DIR");
+  command
+      ->add_option("--values-from", arguments.values_from,
+                   "start with the values of the run (or checkpoint) in DIR; DIR@0: with those that it started from: "
+                   "run.values_from")
+      ->option_text("DIR[@0]");
   command->add_flag("--overwrite", arguments->overwrite, "remove the run that is in the directory first");
   command->add_flag("--json", arguments->json, "print summary.json on standard output");
   command

@@ -14,6 +14,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_inspect_command(app, context);
   add_data_command(app, context);
   add_config_command(app, context);
+  add_reproduce_command(app, context);
   add_list_command(app, context);
   add_bench_command(app, context);
   add_doctor_command(app, context);

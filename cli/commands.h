@@ -76,6 +76,7 @@ void add_data_command(CLI::App& app, Context& context);
 void add_config_command(CLI::App& app, Context& context);
 void add_bench_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
+void add_reproduce_command(CLI::App& app, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

@@ -41,9 +41,9 @@ void BirthOptions::log_choice(const std::string& method, const MethodContext& co
   }
   const Reparametrisation& psi = context.weights.front()->reparametrisation();
   log_info(fmt::format("{}: new connections begin at random w of standard deviation {:g}{}", method, birth_scale,
-                       birth == "random" ? std::string()
-                                         : fmt::format(", because with alpha = {:g} none moves away from zero",
-                                                       psi.alpha())));
+                       birth == "random"
+                           ? std::string()
+                           : fmt::format(", because with alpha = {:g} none moves away from zero", psi.alpha())));
 }
 
 at::Tensor BirthOptions::draw(const SparseWeight& weight, std::int64_t count, const MethodContext& context) const {

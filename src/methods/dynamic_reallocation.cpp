@@ -112,7 +112,8 @@ bool DynamicReallocation::due(const Clock& clock) const {
 
 void DynamicReallocation::change(const MethodContext& context) {
   for (auto m = static_cast<std::size_t>(milestones_passed_);
-       m < thresholds_.size() && context.clock.step >= Duration::parse(threshold_milestones_[m]).in_steps(context.clock);
+       m < thresholds_.size() &&
+       context.clock.step >= Duration::parse(threshold_milestones_[m]).in_steps(context.clock);
        ++m) {
     threshold_ = thresholds_[m];
     ++milestones_passed_;
@@ -127,7 +128,9 @@ void DynamicReallocation::change(const MethodContext& context) {
     pruned.push_back(std::min(magnitude.back().lt(threshold_).sum().item<std::int64_t>(), w->nnz() - least(*w)));
     room.push_back(w->numel() - w->nnz());
   }
-  const auto sum = [](const std::vector<std::int64_t>& v) { return std::accumulate(v.begin(), v.end(), std::int64_t{0}); };
+  const auto sum = [](const std::vector<std::int64_t>& v) {
+    return std::accumulate(v.begin(), v.end(), std::int64_t{0});
+  };
   if (const std::int64_t excess = sum(pruned) - sum(room); excess > 0) {
     // More than can be grown elsewhere: the largest of them stay.
     std::vector<at::Tensor> leaving;

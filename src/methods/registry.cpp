@@ -1,11 +1,15 @@
 #include "espalier/methods/registry.h"
 
 #include "espalier/core/error.h"
+#include "espalier/methods/deep_rewiring.h"
 #include "espalier/methods/dense.h"
 #include "espalier/methods/dynamic_reallocation.h"
 #include "espalier/methods/magnitude.h"
+#include "espalier/methods/rigl.h"
 #include "espalier/methods/sparse_evolutionary.h"
+#include "espalier/methods/sparse_momentum.h"
 #include "espalier/methods/static_random.h"
+#include "espalier/methods/top_kast.h"
 
 namespace espalier {
 namespace {
@@ -28,6 +32,12 @@ const std::vector<MethodInfo>& known_methods() {
        &make<SparseEvolutionary>},
       {"dpr", "weights under an adaptive threshold move to other places and layers (dynamic parameter reallocation)",
        &make<DynamicReallocation>},
+      {"rigl", "each layer drops its smallest weights and grows where the gradient is largest", &make<RigL>},
+      {"snfs", "removed weights come back in the layers and at the places of the largest momentum (sparse momentum)",
+       &make<SparseMomentum>},
+      {"deep-r", "connections that would change their sign leave, and others are tried at random (deep rewiring)",
+       &make<DeepRewiring>},
+      {"top-kast", "the largest weights compute, some more learn, chosen anew every so often", &make<TopKast>},
   };
   return methods;
 }

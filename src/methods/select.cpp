@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 
 #include "espalier/core/error.h"
@@ -120,6 +121,14 @@ at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64
     position += before;
   }
   return torch::tensor(chosen, torch::kInt64);
+}
+
+at::Tensor without(const at::Tensor& positions, const at::Tensor& others) {
+  const auto* p = positions.data_ptr<std::int64_t>();
+  const auto* o = others.data_ptr<std::int64_t>();
+  std::vector<std::int64_t> left;
+  std::set_difference(p, p + positions.numel(), o, o + others.numel(), std::back_inserter(left));
+  return torch::tensor(left, torch::kInt64);
 }
 
 }  // namespace espalier

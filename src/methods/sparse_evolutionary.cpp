@@ -45,9 +45,8 @@ void SparseEvolutionary::describe(Describe& d) {
 }
 
 void SparseEvolutionary::change(const MethodContext& context) {
-  const double fraction = schedule_ == "cosine"
-                              ? cosine_fraction(fraction_, context.clock.step, end_step(context.clock))
-                              : fraction_;
+  const double fraction =
+      schedule_ == "cosine" ? cosine_fraction(fraction_, context.clock.step, end_step(context.clock)) : fraction_;
   for (SparseWeight* w : context.weights) {
     const Selection s = criterion_ == "sign" ? drop_by_sign(*w, fraction) : drop_smallest(*w, fraction);
     const std::int64_t count = s.rest.numel();

@@ -17,6 +17,15 @@ void StaticRandom::check(const MethodContext& context) const {
 }
 
 void keep_random(const MethodContext& context, bool none_empty) {
+  if (!context.structure.empty()) {
+    for (SparseWeight* w : context.weights) {
+      const auto given = context.structure.find(w->name());
+      ESPALIER_CHECK(given != context.structure.end(), ErrorKind::usage,
+                     "{}: the structure to start from has no such weight; is it that of another model?", w->name());
+      w->keep(given->second);
+    }
+    return;
+  }
   std::int64_t positions = 0;
   std::vector<std::vector<std::int64_t>> shapes;
   std::vector<std::int64_t> sizes;

@@ -23,4 +23,11 @@ std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, c
   return list;
 }
 
+const std::vector<std::int64_t>& enough(const std::vector<std::int64_t>& positions, std::int64_t k,
+                                        const std::string& name) {
+  ESPALIER_CHECK(static_cast<std::int64_t>(positions.size()) == k, ErrorKind::usage,
+                 "{}: {} positions to grow are asked for, {} are free", name, k, positions.size());
+  return positions;
+}
+
 }  // namespace espalier

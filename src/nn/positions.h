@@ -16,4 +16,8 @@ at::Tensor to_tensor(const std::vector<std::int64_t>& positions);
 std::vector<std::int64_t> checked(const at::Tensor& positions, std::int64_t n, const std::string& name,
                                   const char* what);
 
+/// `positions` if there are k of them. Throws Error(usage) otherwise.
+const std::vector<std::int64_t>& enough(const std::vector<std::int64_t>& positions, std::int64_t k,
+                                        const std::string& name);
+
 }  // namespace espalier

@@ -82,11 +82,13 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
   /// The weight's structure outlives a change of topology between forward and backward.
   struct Structure : torch::CustomClassHolder {
     std::shared_ptr<const Compressed> matrix;
+    BackwardObserver observer;
   };
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
-                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values) {
+                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values,
+                            const BackwardObserver& observer) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
@@ -97,6 +99,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     ctx->saved_data["input_gradient"] = x.requires_grad();
     auto structure = c10::make_intrusive<Structure>();
     structure->matrix = matrix;
+    structure->observer = observer;
     ctx->saved_data["structure"] = c10::IValue::make_capsule(std::move(structure));
     return y;
   }
@@ -106,6 +109,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const at::Tensor &x = saved[0], &values = saved[1], &bias = saved[2];
     const auto structure = ctx->saved_data["structure"].toCapsule();
     const Compressed& matrix = *static_cast<const Structure&>(*structure).matrix;
+    const BackwardObserver& observer = static_cast<const Structure&>(*structure).observer;
     const TileLayout layout{ctx->saved_data["samples"].toInt(), matrix.columns};
     const at::Tensor dy = gradients[0].contiguous();
     const bool want_bias = bias.defined() && bias.requires_grad();
@@ -113,7 +117,8 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
     linear_backward(matrix, layout, values, x, dy, dx, dvalues, dbias);
-    return {dx, dvalues, dbias, {}, {}, {}};
+    if (observer) observer(x, dy);
+    return {dx, dvalues, dbias, {}, {}, {}, {}};
   }
 };
 
@@ -143,6 +148,32 @@ void linear_backward(const Compressed& matrix, const TileLayout& layout, const a
   });
 }
 
+void linear_gradient_rows(const TileLayout& layout, std::int64_t outputs, const at::Tensor& x, const at::Tensor& dy,
+                          std::int64_t begin, std::int64_t end, at::Tensor& rows) {
+  const torch::NoGradGuard no_grad;
+  const TileLayout out{layout.samples, outputs};
+  ESPALIER_ASSERT(x.numel() == layout.numel() && dy.numel() == out.numel() && begin >= 0 && end <= outputs);
+  ESPALIER_ASSERT(rows.numel() == (end - begin) * layout.features && rows.is_contiguous());
+  // Blocks of one size, each on one thread: no sum depends on the number of threads.
+  constexpr std::int64_t kRows = 16, kColumns = 2048;
+  const std::int64_t down = (end - begin + kRows - 1) / kRows, across = (layout.features + kColumns - 1) / kColumns;
+  at::parallel_for(0, down * across, 1, [&](std::int64_t first, std::int64_t last) {
+    const torch::NoGradGuard here_too;  // a thread of its own has a mode of its own
+    for (std::int64_t block = first; block < last; ++block) {
+      const std::int64_t r0 = block / across * kRows, r1 = std::min(end - begin, r0 + kRows);
+      const std::int64_t c0 = block % across * kColumns, c1 = std::min(layout.features, c0 + kColumns);
+      at::Tensor sum = rows.view({end - begin, layout.features}).slice(0, r0, r1).slice(1, c0, c1);
+      for (std::int64_t t = 0; t < layout.tiles(); ++t) {
+        const std::int64_t lanes = layout.lanes(t);
+        const auto features = [&](const at::Tensor& tiles, const TileLayout& l, std::int64_t a, std::int64_t b) {
+          return tiles.slice(0, l.offset(t) + a * lanes, l.offset(t) + b * lanes).view({b - a, lanes});
+        };
+        sum.addmm_(features(dy, out, begin + r0, begin + r1), features(x, layout, c0, c1).t());
+      }
+    }
+  });
+}
+
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward) {
   ESPALIER_ASSERT(values.numel() == matrix.nnz() && forward.numel() == matrix.nnz() && values.is_contiguous());
   with_type(values, [&](auto zero) {
@@ -156,7 +187,8 @@ void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Ten
 }
 
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias) {
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer) {
   ESPALIER_CHECK(layout.features == matrix->columns && x.numel() == layout.numel(), ErrorKind::usage,
                  "sparse linear layer: the input has {} features, the weight [{}, {}] takes {}", layout.features,
                  matrix->rows, matrix->columns, matrix->columns);
@@ -166,7 +198,7 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward);
+  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward, observer);
 }
 
 }  // namespace espalier::ops

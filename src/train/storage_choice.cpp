@@ -112,7 +112,8 @@ std::string key_of(const LayerChoice& c, std::int64_t batch) {
 }  // namespace
 
 std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes) {
-  if (!config.method.make()->sparse_from_start() || config.sparsity.sparsity == 0) return {};
+  const auto method = config.method.make();
+  if (!method->sparse_from_start() || !method->takes_compressed() || config.sparsity.sparsity == 0) return {};
   // The model with every linear layer compressed costs nothing before its weights are looked at.
   const auto network = nn::make_model(config.model, input, classes, 1, [](const std::string&) { return true; });
   std::vector<LayerChoice> choices;

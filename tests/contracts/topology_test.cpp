@@ -35,6 +35,7 @@ at::Tensor values(Values kind, std::int64_t n, RandomStream& random) {
 }
 
 struct Network {
+  std::vector<at::Tensor> models;  // what layers with masked storage compute with
   std::vector<std::unique_ptr<SparseWeight>> weights;
   std::unique_ptr<Method> method;
   MethodContext context;
@@ -65,32 +66,22 @@ void change_and_check(Network (&nets)[2], std::int64_t step, std::int64_t total,
         ASSERT_TRUE(active[i] >= 0 && active[i] < w.numel());
         if (i > 0) ASSERT_LT(active[i - 1], active[i]);  // ascending, so none twice
       }
-      if (w.reparametrisation().alpha() > 1) {
-        // No newborn connection that could never move.
-        const auto change = w.take_change();
-        changes[s].push_back(change ? *change : TopologyChange{});
-        if (change) {
-          const at::Tensor born = w.values().masked_select(torch::isin(w.active(), change->grown));
-          if (born.numel() > 0) ASSERT_GT(w.reparametrisation().derivative(born).abs().min().item<float>(), 0.0f);
-        }
-      } else {
-        const auto change = w.take_change();
-        changes[s].push_back(change ? *change : TopologyChange{});
-      }
+      changes[s].push_back(w.take_change().value_or(TopologyChange{}));
       const TopologyChange& change = changes[s].back();
       if (!change.grown.defined()) continue;
+      // No newborn connection that could never move.
+      const at::Tensor born = w.values().masked_select(torch::isin(w.active(), change.grown));
+      if (born.numel() > 0) ASSERT_GT(w.reparametrisation().derivative(born).abs().min().item<float>(), 0.0f);
       if (s == 0) grown_in_all += change.grown.numel();
       // An optimiser's state: ones before; zero at what is newborn now, one at what has stayed.
-      at::Tensor state = s == 0 ? torch::ones({w.numel()}) : torch::ones({before[l].numel()});
-      if (s == 0) state.index_fill_(0, torch::ones({w.numel()}, torch::kBool)
-                                           .index_fill_(0, before[l], false)
-                                           .nonzero()
-                                           .view({-1}), 0);
+      const bool masked = w.storage() == std::string("masked");
+      at::Tensor state = torch::ones({before[l].numel()});
+      if (masked) state = torch::zeros({w.numel()}).index_fill_(0, before[l], 1);
       w.reindex_state(state, change);
       const std::int64_t stayed = torch::isin(before[l], change.dropped).logical_not().sum().item<std::int64_t>();
       ASSERT_EQ(state.sum().item<double>(), static_cast<double>(stayed));
       ASSERT_EQ(w.nnz(), stayed + change.grown.numel());
-      if (s == 0) ASSERT_EQ(state.index_select(0, change.grown).abs().sum().item<double>(), 0.0);
+      if (masked) ASSERT_EQ(state.index_select(0, change.grown).abs().sum().item<double>(), 0.0);
     }
     ASSERT_EQ(sum, total) << "step " << step;
   }
@@ -115,21 +106,22 @@ TEST_P(Topology, HoldsOverAThousandChanges) {
     std::vector<std::vector<std::int64_t>> shapes;
     const auto layers = 1 + static_cast<int>(random.below(4));
     for (int l = 0; l < layers; ++l) {
-      shapes.push_back({1 + static_cast<std::int64_t>(random.below(40)), 1 + static_cast<std::int64_t>(random.below(60))});
+      shapes.push_back(
+          {1 + static_cast<std::int64_t>(random.below(40)), 1 + static_cast<std::int64_t>(random.below(60))});
     }
-    shapes.push_back({50, 70});  // room for one weight a layer at 0.999
+    shapes.push_back({50, 70});                               // room for one weight a layer at 0.999
     if (net % 5 == 0) shapes.insert(shapes.begin(), {2, 1});  // so small that it may be full
     Network nets[2];
     std::int64_t total = 0, positions = 0;
     double asked = sparsity[net % 5];
     for (const auto& shape : shapes) positions += shape[0] * shape[1];
     if (kept_count(positions, asked) < static_cast<std::int64_t>(shapes.size())) asked = 0.9;
-    bool takes = true;
-    for (int s = 0; s < 2 && takes; ++s) {
+    for (int s = 0; s < 2; ++s) {
       for (std::size_t l = 0; l < shapes.size(); ++l) {
-        // ERK fills the smallest layers.
-        nets[s].weights.push_back(test::weight_of(s == 1, torch::ones(shapes[l]), Powerprop(alpha),
-                                                  static_cast<std::int64_t>(l)));
+        nets[s].models.emplace_back();
+        nets[s].weights.push_back(test::weight_of(s == 1 && make_method(GetParam())->takes_compressed(),
+                                                  torch::ones(shapes[l]), Powerprop(alpha),
+                                                  static_cast<std::int64_t>(l), &nets[s].models.back()));
         nets[s].context.weights.push_back(nets[s].weights.back().get());
       }
       nets[s].context.seed = net;
@@ -149,7 +141,15 @@ TEST_P(Topology, HoldsOverAThousandChanges) {
       const auto kind = static_cast<Values>(random.below(5));
       for (std::size_t l = 0; l < shapes.size(); ++l) {
         const at::Tensor phi = values(kind, nets[0].weights[l]->nnz(), random);
-        for (auto& n : nets) test::set_values(*n.weights[l], phi);
+        // Whole numbers, so that there are ties.
+        const at::Tensor gradient = torch::empty(shapes[l]);
+        for (std::int64_t i = 0; i < gradient.numel(); ++i) {
+          gradient.data_ptr<float>()[i] = static_cast<float>(random.below(9)) - 4;
+        }
+        for (auto& n : nets) {
+          test::set_values(*n.weights[l], phi);
+          test::give_gradient(*n.weights[l], n.models[l], gradient);
+        }
       }
       change_and_check(nets, step, total, grown);
       if (HasFatalFailure()) return;

@@ -119,8 +119,7 @@ TEST(DynamicReallocation, EveryLayerKeepsOneAndAProtectedOneMore) {
 TEST(DynamicReallocation, WithoutRoomTheLargestStay) {
   for (const bool compressed : {false, true}) {
     // Six of seven places are taken: one can be grown, so one of the six may go, the smallest.
-    const auto w =
-        weight_of(compressed, torch::tensor({0.3f, 0.1f, 0.2f, 0.0f, 0.6f, 0.5f, 0.4f}).view({1, 7}));
+    const auto w = weight_of(compressed, torch::tensor({0.3f, 0.1f, 0.2f, 0.0f, 0.6f, 0.5f, 0.4f}).view({1, 7}));
     DynamicReallocation dpr;
     const MethodContext context{{w.get()}, {100, 1000, 100}, 1, {1.0 / 7, "uniform", {}}};
     dpr.restore({{"method.threshold", torch::tensor(1.0, torch::kDouble)},

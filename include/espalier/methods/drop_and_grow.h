@@ -41,7 +41,7 @@ class DropAndGrow : public Method {
   void check(const MethodContext& context) const override;
   bool sparse_from_start() const override { return true; }
   void prepare(const MethodContext& context) override;
-  void after_step(const MethodContext& context) final;
+  void after_step(const MethodContext& context) override;
 
  protected:
   explicit DropAndGrow(std::string name, Duration every, Duration end)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,9 @@ struct MethodContext {
   Clock clock;
   std::uint64_t seed = 0;
   SparsityOptions sparsity;
+  /// Where given, the positions of the first masks by the names of weights; what a method would draw is left out then.
+  std::map<std::string, at::Tensor> structure = {};
+  double learning_rate = 0;  ///< of this step; known in before_step and after_step
 };
 
 class Method {
@@ -35,8 +39,22 @@ class Method {
   /// Whether `prepare` leaves the weights as sparse as they will be: then compressed storage pays from the first step.
   virtual bool sparse_from_start() const { return false; }
 
+  /// Whether the method works on compressed weights; one that keeps something for every position does not.
+  virtual bool takes_compressed() const { return true; }
+
   /// Before step 0: the initial masks.
   virtual void prepare(const MethodContext&) {}
+
+  /// Whether the step that `clock` counts as its last needs the gradient of w at every position; asked before its
+  /// forward pass. Then `SparseWeight::top_gradients` and, on masked storage, `dense_gradient` answer in after_step.
+  virtual bool wants_dense_gradient(const Clock&) const { return false; }
+
+  /// Whether that step changes the topology in place of the optimiser's update (RigL).
+  virtual bool replaces_update(const Clock&) const { return false; }
+
+  /// Between backward and the optimiser's update: what is added to the loss or to its gradient
+  /// (SparseWeight::add_gradient).
+  virtual void before_update(const MethodContext&) {}
 
   /// After `clock.step` steps, when phi and w have settled.
   virtual void after_step(const MethodContext&) {}

@@ -30,4 +30,7 @@ at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const
 /// The same among the positions of 0 .. n-1 that are not `occupied` (ascending).
 at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random);
 
+/// The positions (ascending) that are not among `others` (ascending).
+at::Tensor without(const at::Tensor& positions, const at::Tensor& others);
+
 }  // namespace espalier

@@ -12,7 +12,8 @@ namespace espalier {
 Selection drop_smallest(const SparseWeight& weight, double fraction);
 
 /// As in the first paper: the floor(fraction n+) smallest of the n+ positive weights and the floor(fraction n-) largest
-/// of the n- negative ones. A weight of exactly zero has no sign: all of those go. Threshold: the largest |w| that went.
+/// of the n- negative ones. A weight of exactly zero has no sign: all of those go. Threshold: the largest |w| that
+/// went.
 Selection drop_by_sign(const SparseWeight& weight, double fraction);
 
 class SparseEvolutionary : public DropAndGrow {

@@ -12,11 +12,13 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "espalier/core/bitmask.h"
 #include "espalier/methods/method.h"
 #include "espalier/methods/optimizer_state.h"
 #include "espalier/nn/reparametrisation.h"
@@ -46,13 +48,23 @@ struct SparsifierOptions {
   TORCH_ARG(std::int64_t, total_steps) = 0;      ///< needed by methods whose durations are in per cent
   TORCH_ARG(std::int64_t, steps_per_epoch) = 0;  ///< needed by methods whose durations are in epochs
   TORCH_ARG(WeightDecay, weight_decay) = {};
+  /// Positions of the first masks, by the names of weights, in place of random ones; every sparsified weight must be
+  /// named.
+  using Structure = std::map<std::string, at::Tensor>;
+  TORCH_ARG(Structure, structure);
 };
 
-/// What a topology change did to one layer.
+/// What a topology change did to one layer, and what it is like now.
 struct LayerTopology {
   std::string name;
   std::int64_t nnz, dropped, grown;
   std::optional<double> threshold;
+  /// Positions that have ever been active, of all; empty where counting them (a bit a position) would take more than
+  /// the weights themselves do.
+  std::optional<std::int64_t> ever_active;
+  std::int64_t positions;
+  /// Units without a weight: outputs (rows) that nothing reaches, inputs (columns, or channels) that nothing leaves.
+  std::int64_t dead_outputs, dead_inputs;
 };
 
 class Sparsifier {
@@ -88,6 +100,10 @@ class Sparsifier {
 
  private:
   void change_topology(torch::optim::Optimizer* optimizer);
+  void update(torch::optim::Optimizer& optimizer);
+  Clock next_step() const;
+  void announce_next_step();
+  void account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const;
 
   std::unique_ptr<Method> method_;
   WeightDecay decay_;
@@ -97,6 +113,7 @@ class Sparsifier {
   MethodContext context_;
   std::vector<LayerTopology> topology_;
   bool optimizer_checked_ = false;
+  std::vector<BitMask> ever_active_;  // of each sparsified weight; empty where it is not counted
 };
 
 /// True if `name` matches a pattern with * (any run of characters) and ? (any one).
