@@ -32,7 +32,7 @@ void request_stop(int signal) {
 
 struct Arguments {
   ConfigArguments config;
-  std::string run_dir, resume, structure_from;
+  std::string run_dir, resume, structure_from, values_from;
   std::vector<std::string> allow_change;
   bool overwrite = false, json = false;
   double require_accuracy = -1;
@@ -118,16 +118,22 @@ RunConfig resumed_config(const Arguments& arguments, const Context& context, con
   return wanted;
 }
 
-/// The configuration of a new run; with --structure-from its method is `given`.
+/// The configuration of a new run. --structure-from FILE makes its method `given`; from a run, the method stays.
 RunConfig started_config(const Arguments& arguments, const Context& context) {
-  if (arguments.structure_from.empty()) return load(arguments.config, context);
+  if (arguments.structure_from.empty() && arguments.values_from.empty()) return load(arguments.config, context);
   ESPALIER_CHECK(arguments.config.given(), ErrorKind::usage,
-                 "--structure-from gives the masks, and a configuration the rest; give a file or --preset NAME");
+                 "--structure-from gives the masks, --values-from the weights, and a configuration the rest; give a "
+                 "file or --preset NAME");
   train::ConfigSources from = sources(arguments.config, context);
-  from.flags.push_back({"--structure-from", "method.name", "given"});
-  from.flags.push_back(
-      {"--structure-from", "method.structure", fs::absolute(arguments.structure_from).lexically_normal().string()});
-  from.flags.push_back({"--structure-from", "sparsity.sparsity", "0"});
+  const std::string structure = fs::absolute(arguments.structure_from).lexically_normal().string();
+  if (!arguments.structure_from.empty() && fs::is_directory(arguments.structure_from)) {
+    from.flags.push_back({"--structure-from", "run.structure_from", arguments.structure_from});
+  } else if (!arguments.structure_from.empty()) {
+    from.flags.push_back({"--structure-from", "method.name", "given"});
+    from.flags.push_back({"--structure-from", "method.structure", structure});
+    from.flags.push_back({"--structure-from", "sparsity.sparsity", "0"});
+  }
+  if (!arguments.values_from.empty()) from.flags.push_back({"--values-from", "run.values_from", arguments.values_from});
   return train::load_config(from);
 }
 
@@ -163,8 +169,8 @@ int run(const Arguments& arguments, Context& context) {
                  "{}: no run to resume (no config.toml there); with a configuration or --preset it would be started",
                  arguments.resume);
 
-  ESPALIER_CHECK(!resume || arguments.structure_from.empty(), ErrorKind::usage,
-                 "--structure-from and --resume: a run that goes on has its structure in its checkpoint");
+  ESPALIER_CHECK(!resume || (arguments.structure_from.empty() && arguments.values_from.empty()), ErrorKind::usage,
+                 "--structure-from, --values-from and --resume: a run that goes on has both in its checkpoint");
   const RunConfig config =
       resume ? resumed_config(arguments, context, arguments.resume) : started_config(arguments, context);
   set_threads(static_cast<int>(config.run.threads));
@@ -223,10 +229,12 @@ void add_train_command(CLI::App& app, Context& context) {
           "configuration, start it there if there is none yet")
       ->option_text("DIR");
   command
-      ->add_option("--structure-from", arguments->structure_from,
-                   "train with the masks (and from the weights, if it has them) of this safetensors file, as espalier "
-                   "init writes it; short for method.name = given")
-      ->option_text("FILE");
+      ->add_option(
+          "--structure-from", arguments->structure_from,
+          "DIR: start with the masks of that run (or checkpoint): run.structure_from. FILE: train with the masks "
+          "(and from the weights, if it has them) of this safetensors file, as espalier init writes it; short "
+          "for method.name = given")
+      ->option_text("DIR|FILE");
   command
       ->add_option("--allow-change", arguments->allow_change,
                    "with --resume: this key may differ from the run's; may be repeated")
@@ -235,6 +243,11 @@ void add_train_command(CLI::App& app, Context& context) {
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command
+      ->add_option("--values-from", arguments->values_from,
+                   "start with the values of the run (or checkpoint) in DIR; DIR@0: with those that it started from: "
+                   "run.values_from")
+      ->option_text("DIR[@0]");
   command->add_flag("--overwrite", arguments->overwrite, "remove the run that is in the directory first");
   command->add_flag("--json", arguments->json, "print summary.json on standard output");
   command

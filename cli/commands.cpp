@@ -12,7 +12,10 @@ void add_commands(CLI::App& app, Context& context) {
   add_eval_command(app, context);
   add_init_command(app, context);
   add_prune_command(app, context);
-  add_reproduce_command(app, context);
+  CLI::App* reproduce = app.add_subcommand("reproduce", "Run the experiments of a paper and put them in one table");
+  reproduce->require_subcommand(1);
+  add_reproduce_phew_command(*reproduce, context);
+  add_reproduce_dpr_command(*reproduce, context);
   add_inspect_command(app, context);
   add_data_command(app, context);
   add_config_command(app, context);

@@ -72,12 +72,13 @@ void add_train_command(CLI::App& app, Context& context);
 void add_eval_command(CLI::App& app, Context& context);
 void add_init_command(CLI::App& app, Context& context);
 void add_prune_command(CLI::App& app, Context& context);
-void add_reproduce_command(CLI::App& app, Context& context);
 void add_inspect_command(CLI::App& app, Context& context);
 void add_data_command(CLI::App& app, Context& context);
 void add_config_command(CLI::App& app, Context& context);
 void add_bench_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
+void add_reproduce_phew_command(CLI::App& reproduce, Context& context);
+void add_reproduce_dpr_command(CLI::App& reproduce, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

@@ -40,6 +40,8 @@ void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsi
 }
 
 namespace {
+const std::string kRewound = "method.rewound.";
+
 /// A pruning that never comes would leave the run denser than it says.
 void check_within(const Clock& clock, const char* key, const Duration& when) {
   ESPALIER_CHECK(
@@ -116,6 +118,45 @@ void IterativeMagnitude::describe(Describe& d) {
   d("rounds", rounds_, "number of prunings", at_least(1));
   d("start", start_, "first pruning");
   d("end", end_, "last pruning: the sparsity is reached here");
+  d("rewind", rewind_, "after each pruning the weights that are left go back to the values they had at rewind_to");
+  d("rewind_to", rewind_to_, "the moment whose values come back; 0it: those of the start");
+}
+
+void IterativeMagnitude::prepare(const MethodContext& context) {
+  if (rewind_ && rewind_to_.in_steps(context.clock) == 0) remember(context);
+}
+
+void IterativeMagnitude::remember(const MethodContext& context) {
+  for (const SparseWeight* w : context.weights) rewound_[w->name()] = w->values();
+}
+
+void IterativeMagnitude::after_step(const MethodContext& context) {
+  if (rewind_ && context.clock.step > 0 && context.clock.step == rewind_to_.in_steps(context.clock)) remember(context);
+  std::vector<at::Tensor> before;
+  if (rewind_ && due(context.clock, context.sparsity.sparsity)) {
+    for (const SparseWeight* w : context.weights) before.push_back(w->active());
+  }
+  MagnitudePruning::after_step(context);
+  for (std::size_t l = 0; l < before.size(); ++l) {
+    SparseWeight& w = *context.weights[l];
+    at::Tensor& values = rewound_.at(w.name());
+    const at::Tensor left = w.active();
+    values = values.index_select(0, torch::searchsorted(before[l], left));
+    w.rewire({left, left, values, std::nullopt});  // all anew, also for the optimiser
+  }
+}
+
+NamedTensors IterativeMagnitude::archive() const {
+  NamedTensors tensors;
+  for (const auto& [name, values] : rewound_) tensors.emplace_back(kRewound + name, values);
+  return tensors;
+}
+
+void IterativeMagnitude::restore(const NamedTensors& tensors) {
+  rewound_.clear();
+  for (const auto& [name, values] : tensors) {
+    if (name.compare(0, kRewound.size(), kRewound) == 0) rewound_[name.substr(kRewound.size())] = values.clone();
+  }
 }
 
 void IterativeMagnitude::check(const MethodContext& context) const {
@@ -125,6 +166,9 @@ void IterativeMagnitude::check(const MethodContext& context) const {
   ESPALIER_CHECK(rounds_ == 1 || end - start >= rounds_ - 1, ErrorKind::usage,
                  "[method].rounds = {} prunings do not fit between start (\"{}\", step {}) and end (\"{}\", step {})",
                  rounds_, start_.text(), start, end_.text(), end);
+  ESPALIER_CHECK(!rewind_ || rewind_to_.in_steps(context.clock) < std::max<std::int64_t>(1, start), ErrorKind::usage,
+                 "[method].rewind_to = \"{}\" (step {}) must come before the first pruning, start = \"{}\" (step {})",
+                 rewind_to_.text(), rewind_to_.in_steps(context.clock), start_.text(), start);
 }
 
 std::optional<double> IterativeMagnitude::due(const Clock& clock, double sparsity) const {

@@ -1,15 +1,21 @@
 #include "espalier/methods/registry.h"
 
 #include "espalier/core/error.h"
+#include "espalier/methods/deep_rewiring.h"
 #include "espalier/methods/dense.h"
+#include "espalier/methods/dynamic_reallocation.h"
 #include "espalier/methods/given.h"
 #include "espalier/methods/grasp.h"
 #include "espalier/methods/magnitude.h"
 #include "espalier/methods/phew.h"
 #include "espalier/methods/prune_at_init.h"
+#include "espalier/methods/rigl.h"
 #include "espalier/methods/snip.h"
+#include "espalier/methods/sparse_evolutionary.h"
+#include "espalier/methods/sparse_momentum.h"
 #include "espalier/methods/static_random.h"
 #include "espalier/methods/synflow.h"
+#include "espalier/methods/top_kast.h"
 
 namespace espalier {
 namespace {
@@ -40,6 +46,16 @@ const std::vector<MethodInfo>& known_methods() {
       {"phew-inverse", "walks that prefer small weights", &make<PhewInverse>},
       {"phew-squared", "walks that prefer large weights by their squares", &make<PhewSquared>},
       {"uniform-walks", "walks that look at no weight", &make<UniformWalks>},
+      {"set", "each layer drops its smallest weights and grows as many at random (sparse evolutionary training)",
+       &make<SparseEvolutionary>},
+      {"dpr", "weights under an adaptive threshold move to other places and layers (dynamic parameter reallocation)",
+       &make<DynamicReallocation>},
+      {"rigl", "each layer drops its smallest weights and grows where the gradient is largest", &make<RigL>},
+      {"snfs", "removed weights come back in the layers and at the places of the largest momentum (sparse momentum)",
+       &make<SparseMomentum>},
+      {"deep-r", "connections that would change their sign leave, and others are tried at random (deep rewiring)",
+       &make<DeepRewiring>},
+      {"top-kast", "the largest weights compute, some more learn, chosen anew every so often", &make<TopKast>},
   };
   return methods;
 }

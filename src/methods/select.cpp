@@ -7,6 +7,8 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <type_traits>
@@ -225,10 +227,13 @@ at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStre
 }
 
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random) {
-  at::Tensor chosen = random_positions(weight.numel() - weight.nnz(), count, random);  // numbers among the free
-  const at::Tensor active = weight.active();
-  const auto* here = active.data_ptr<std::int64_t>();
-  const std::int64_t nnz = active.numel();
+  return random_outside(weight.numel(), weight.active(), count, random);
+}
+
+at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random) {
+  at::Tensor chosen = random_positions(n - occupied.numel(), count, random);  // numbers among the free
+  const auto* here = occupied.data_ptr<std::int64_t>();
+  const std::int64_t nnz = occupied.numel();
   auto* const position = chosen.data_ptr<std::int64_t>();
   Parts(count).each([&](std::int64_t, std::int64_t begin, std::int64_t end) {
     if (begin == end) return;
@@ -248,6 +253,14 @@ at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const
     }
   });
   return chosen;
+}
+
+at::Tensor without(const at::Tensor& positions, const at::Tensor& others) {
+  const auto* p = positions.data_ptr<std::int64_t>();
+  const auto* o = others.data_ptr<std::int64_t>();
+  std::vector<std::int64_t> left;
+  std::set_difference(p, p + positions.numel(), o, o + others.numel(), std::back_inserter(left));
+  return torch::tensor(left, torch::kInt64);
 }
 
 }  // namespace espalier

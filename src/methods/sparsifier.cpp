@@ -16,6 +16,8 @@ bool sparsifiable(const torch::nn::Module& module) {
   return module.as<torch::nn::Linear>() != nullptr || module.as<torch::nn::Conv2d>() != nullptr;
 }
 
+constexpr const char* kEverActive = ".ever_active";
+
 double learning_rate(torch::optim::Optimizer& optimizer) { return optimizer.param_groups().at(0).options().get_lr(); }
 
 }  // namespace
@@ -92,13 +94,11 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
                    list, suggestion(pattern, names));
   }
 
-  everything_ = model.parameters();
-  for (const auto& w : weights_) everything_.push_back(w->parameter());
-
   context_ = {{},
               {0, options.total_steps(), options.steps_per_epoch()},
               options.seed(),
               {options.sparsity(), options.distribution(), options.dense_layers()}};
+  context_.structure = options.structure();
   for (std::size_t l = 0; l < weights_.size(); ++l) {
     if (dense[l])
       context_.dense_weights.push_back(weights_[l].get());
@@ -107,6 +107,17 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   }
   ESPALIER_CHECK(!context_.weights.empty() || options.sparsity() == 0, ErrorKind::usage,
                  "[sparsity].dense_layers leaves no layer to make sparse");
+  for (const SparseWeight* w : context_.weights) {
+    ESPALIER_CHECK(method_->takes_compressed() || w->storage() == std::string("masked"), ErrorKind::usage,
+                   "{}: the method keeps something for every position of a weight, which compressed storage is there "
+                   "to avoid; set model.storage = \"masked\"",
+                   w->name());
+  }
+  ESPALIER_CHECK(
+      options.structure().empty() || method_->sparse_from_start(), ErrorKind::usage,
+      "a structure to start from is given, but the method starts dense; use static-random, or one that drops "
+      "and grows");
+  ever_active_.resize(context_.weights.size());
   context_.probe = options.probe().get();
   if (!options.restored() || !method_->is_static()) {
     method_->check(context_);
@@ -114,10 +125,21 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
     if (options.probe() && method_->is_static()) refuse_if_cut(context_);
   }
   context_.probe = nullptr;
-  for (std::size_t l = 0; l < topology_.size(); ++l) {  // the first masks: what they leave out was never there
-    topology_[l].dropped = context_.weights[l]->numel() - topology_[l].nnz;
-    topology_[l].grown = 0;
-  }
+  context_.structure.clear();
+  announce_next_step();
+  everything_ = model.parameters();
+  for (const auto& w : weights_) everything_.push_back(w->parameter());  // a method may have parted it from the model's
+}
+
+Clock Sparsifier::next_step() const {
+  Clock next = context_.clock;
+  ++next.step;
+  return next;
+}
+
+void Sparsifier::announce_next_step() {
+  const bool wanted = method_->wants_dense_gradient(next_step());
+  for (SparseWeight* w : context_.weights) w->want_dense_gradient(wanted);
 }
 
 std::vector<at::Tensor> Sparsifier::weight_parameters() const {
@@ -159,6 +181,20 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
   }
 
   // One step, the only place where its order stands.
+  context_.learning_rate = learning_rate(optimizer);
+  if (method_->replaces_update(next_step())) {
+    for (auto& w : weights_) w->pull(0);  // leaves the dense gradient
+  } else {
+    method_->before_update(context_);
+    update(optimizer);
+  }
+  ++context_.clock.step;
+  follow_changes(&optimizer, [&] { method_->after_step(context_); });
+  announce_next_step();
+  for (auto& p : everything_) p.mutable_grad() = at::Tensor();
+}
+
+void Sparsifier::update(torch::optim::Optimizer& optimizer) {
   const bool in_gradient = decay_.rate != 0 && !decay_.decoupled && decay_.space == DecaySpace::w;
   std::vector<SparseWeight*> rest;  // whose update is torch's
   for (auto& w : weights_) {
@@ -174,15 +210,13 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
     const double alpha = decay_.space == DecaySpace::w ? weights_[0]->reparametrisation().alpha() : 1;
     for (auto& w : weights_) w->shrink(std::pow(keep, 1 / alpha));
   }
-  ++context_.clock.step;
-  follow_changes(&optimizer, [&] { method_->after_step(context_); });
-  for (auto& p : everything_) p.mutable_grad() = at::Tensor();
 }
 
 void Sparsifier::follow_changes(torch::optim::Optimizer* optimizer, const std::function<void()>& act) {
   const auto& weights = context_.weights;
   std::vector<LayerTopology> record;
-  for (const SparseWeight* w : weights) record.push_back({w->name(), 0, 0, 0, std::nullopt});
+  for (const SparseWeight* w : weights)
+    record.push_back({w->name(), 0, 0, 0, std::nullopt, std::nullopt, w->numel(), 0, 0});
   bool any = false;
   struct Unfollow {
     const std::vector<SparseWeight*>& weights;
@@ -204,8 +238,42 @@ void Sparsifier::follow_changes(torch::optim::Optimizer* optimizer, const std::f
   act();
   topology_.clear();
   if (!any) return;
-  for (std::size_t l = 0; l < weights.size(); ++l) record[l].nnz = weights[l]->nnz();
+  for (std::size_t l = 0; l < weights.size(); ++l) {
+    record[l].nnz = weights[l]->nnz();
+    if (optimizer == nullptr) {  // the first masks: what they leave out was never there
+      record[l].dropped = weights[l]->numel() - record[l].nnz;
+      record[l].grown = 0;
+    }
+    account(*weights[l], ever_active_[l], record[l]);
+  }
   topology_ = std::move(record);
+}
+
+namespace {
+/// A bit for each position, as long as that is at most what the kept weights take with value, gradient and index.
+constexpr std::int64_t kPositionsAWeight = 128;
+}  // namespace
+
+void Sparsifier::account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const {
+  const std::int64_t outputs = weight.shape()[0], inputs = weight.shape()[1];
+  const std::int64_t columns = weight.numel() / outputs, kernel = columns / inputs;
+  const bool was_dense = record.nnz + record.dropped - record.grown == weight.numel();
+  if (ever.size() == 0 && context_.clock.step == 0 && weight.numel() <= kPositionsAWeight * weight.nnz()) {
+    ever = BitMask(weight.numel());
+  } else if (ever.size() == 0 && context_.clock.step > 0 && was_dense) {
+    ever = BitMask(weight.numel(), true);
+  }
+  std::vector<bool> reached(static_cast<std::size_t>(outputs)), left(static_cast<std::size_t>(inputs));
+  const at::Tensor active = weight.active();
+  const auto* position = active.data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < active.numel(); ++i) {
+    reached[static_cast<std::size_t>(position[i] / columns)] = true;
+    left[static_cast<std::size_t>(position[i] % columns / kernel)] = true;
+    if (ever.size() > 0) ever.set(position[i], true);
+  }
+  if (ever.size() > 0) record.ever_active = ever.count();
+  record.dead_outputs = std::count(reached.begin(), reached.end(), false);
+  record.dead_inputs = std::count(left.begin(), left.end(), false);
 }
 
 std::int64_t Sparsifier::nnz() const {
@@ -230,6 +298,14 @@ NamedTensors Sparsifier::archive() const {
   NamedTensors all = {{"sparsifier.step", torch::tensor(context_.clock.step, torch::kInt64)}};
   for (const auto& w : weights_)
     for (auto& entry : w->archive()) all.push_back(std::move(entry));
+  for (auto& entry : method_->archive()) all.push_back(std::move(entry));
+  for (std::size_t l = 0; l < ever_active_.size(); ++l) {
+    const BitMask& ever = ever_active_[l];
+    if (ever.size() == 0) continue;
+    all.emplace_back(
+        context_.weights[l]->name() + kEverActive,
+        torch::from_blob(const_cast<std::uint64_t*>(ever.words()), {(ever.size() + 63) / 64}, torch::kInt64).clone());
+  }
   return all;
 }
 
@@ -239,8 +315,25 @@ void Sparsifier::restore(const NamedTensors& tensors) {
   ESPALIER_CHECK(step != tensors.end() && step->second.numel() == 1, ErrorKind::data,
                  "the saved state has no \"sparsifier.step\"");
   for (auto& w : weights_) w->restore(tensors);
+  method_->restore(tensors);
+  for (std::size_t l = 0; l < ever_active_.size(); ++l) {
+    const std::string name = context_.weights[l]->name() + kEverActive;
+    const auto saved = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.first == name; });
+    ever_active_[l] = BitMask();
+    if (saved == tensors.end()) continue;
+    const at::Tensor words = saved->second.contiguous();
+    const std::int64_t positions = context_.weights[l]->numel();
+    ESPALIER_CHECK(words.scalar_type() == torch::kInt64 && words.numel() == (positions + 63) / 64, ErrorKind::data,
+                   "{}: not a bit for each of {} positions", name, positions);
+    ever_active_[l] = BitMask(positions);
+    for (std::int64_t i = 0; i < positions; ++i) {
+      const auto word = static_cast<std::uint64_t>(words.data_ptr<std::int64_t>()[i / 64]);
+      if (((word >> (i % 64)) & 1) != 0) ever_active_[l].set(i, true);
+    }
+  }
   context_.clock.step = step->second.item<std::int64_t>();
   topology_.clear();
+  announce_next_step();
 }
 
 }  // namespace espalier

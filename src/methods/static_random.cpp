@@ -1,5 +1,9 @@
 #include "espalier/methods/static_random.h"
 
+#include <torch/torch.h>
+
+#include <algorithm>
+
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/methods/allocate.h"
@@ -13,7 +17,16 @@ void StaticRandom::check(const MethodContext& context) const {
       "method static-random needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
 }
 
-void StaticRandom::prepare(const MethodContext& context) {
+void keep_random(const MethodContext& context, bool none_empty) {
+  if (!context.structure.empty()) {
+    for (SparseWeight* w : context.weights) {
+      const auto given = context.structure.find(w->name());
+      ESPALIER_CHECK(given != context.structure.end(), ErrorKind::usage,
+                     "{}: the structure to start from has no such weight; is it that of another model?", w->name());
+      w->keep(given->second);
+    }
+    return;
+  }
   std::int64_t positions = 0;
   std::vector<std::vector<std::int64_t>> shapes;
   std::vector<std::int64_t> sizes;
@@ -34,6 +47,15 @@ void StaticRandom::prepare(const MethodContext& context) {
     }
   } else {
     budgets = allocate(shapes, sizes, context.sparsity.sparsity, context.sparsity.distribution);
+  }
+  for (auto& budget : budgets) {
+    if (!none_empty || budget > 0) continue;
+    auto& most = *std::max_element(budgets.begin(), budgets.end());
+    ESPALIER_CHECK(most > 1, ErrorKind::usage,
+                   "[sparsity].sparsity = {} leaves fewer weights ({}) than there are layers ({}); lower it",
+                   context.sparsity.sparsity, kept_count(positions, context.sparsity.sparsity), budgets.size());
+    --most;
+    ++budget;
   }
   for (std::size_t l = 0; l < budgets.size(); ++l) {
     SparseWeight& w = *context.weights[l];

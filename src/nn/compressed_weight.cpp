@@ -10,6 +10,7 @@
 #include "espalier/ops/power.h"
 #include "espalier/ops/sparse_linear.h"
 #include "nn/positions.h"
+#include "nn/running_top.h"
 
 namespace espalier {
 namespace {
@@ -481,6 +482,66 @@ void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& ch
   const torch::NoGradGuard no_grad;
   state = change.carried.empty() ? torch::zeros({nnz()}, state.options()) : gathered(state, change.carried);
   ESPALIER_ASSERT(state.numel() == nnz());
+}
+
+void CompressedWeight::want_dense_gradient(bool wanted) {
+  wants_gradient_ = wanted;
+  gradient_sources_.clear();
+}
+
+void CompressedWeight::add_gradient_source(std::shared_ptr<const GradientSource> source) {
+  gradient_sources_.push_back(std::move(source));
+}
+
+at::Tensor CompressedWeight::top_gradients(std::int64_t k, const at::Tensor& except) const {
+  const torch::NoGradGuard no_grad;
+  ESPALIER_CHECK(!gradient_sources_.empty(), ErrorKind::usage, "{}: no backward pass has left a gradient", name());
+  constexpr std::int64_t kEntries = std::int64_t{1} << 18;  // of the gradient that are there at a time
+  const Positions excepted(except, numel(), name(), "leave out");
+  const std::int64_t step = std::max<std::int64_t>(1, kEntries / columns_);
+  RunningTop top(k);
+  std::int64_t next = 0;
+  for (std::int64_t begin = 0; begin < rows_; begin += step) {
+    const std::int64_t end = std::min(rows_, begin + step);
+    at::Tensor rows = torch::zeros({end - begin, columns_}, values_.scalar_type());
+    for (const auto& source : gradient_sources_) source->add_rows(begin, end, rows);
+    with_type(rows.scalar_type(), [&](auto zero) {
+      add_magnitudes(rows.data_ptr<decltype(zero)>(), begin * columns_, rows.numel(), excepted.begin(), excepted.size(),
+                     next, top);
+    });
+  }
+  return to_tensor(enough(top.positions(), k, name()));
+}
+
+at::Tensor CompressedWeight::dense_gradient() const {
+  fail(ErrorKind::usage,
+       "{}: the gradient at all {} positions is asked for, which compressed storage does not hold; set model.storage = "
+       "\"masked\"",
+       name(), numel());
+}
+
+void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tensor& values) {
+  const torch::NoGradGuard no_grad;
+  materialise();
+  const Positions given(positions, numel(), name(), "add to");
+  ESPALIER_ASSERT(values.numel() == positions.numel());
+  std::vector<std::int64_t> here;
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, here, place, at::get_num_threads());
+  at::Tensor& gradient = values_.mutable_grad();
+  if (!gradient.defined()) gradient = torch::zeros_like(values_.detach());
+  if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+  const at::Tensor added = values.to(values_.scalar_type()).contiguous();
+  with_type(values_.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = added.data_ptr<T>();
+    T* to = gradient.data_ptr<T>();
+    std::size_t i = 0;
+    for (std::int64_t g = 0; g < given.size(); ++g) {
+      while (i < here.size() && here[i] < given[g]) ++i;
+      if (i < here.size() && here[i] == given[g]) to[place[i]] += from[g];
+    }
+  });
 }
 
 ops::Csr CompressedWeight::csr() const {

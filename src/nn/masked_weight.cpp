@@ -6,6 +6,7 @@
 #include "espalier/nn/sparse_weight.h"
 #include "espalier/ops/power.h"
 #include "nn/positions.h"
+#include "nn/running_top.h"
 
 namespace espalier {
 namespace {
@@ -103,21 +104,49 @@ class MaskedWeight : public SparseWeight {
     freeze();
   }
 
-  at::Tensor parameter() override { return reparametrisation_.update() == Update::target ? w_ : phi_; }
+  void set_masks(const at::Tensor& forward, const at::Tensor& backward) override {
+    const torch::NoGradGuard no_grad;
+    ESPALIER_CHECK(reparametrisation_.update() == Update::gradient || reparametrisation_.is_identity(),
+                   ErrorKind::usage,
+                   "{}: with [reparam].update = \"target\" the optimiser steps in w, which is zero outside the forward "
+                   "mask; use \"gradient\"",
+                   name());
+    const auto as_mask = [&](const at::Tensor& positions) {
+      BitMask mask(numel());
+      for (const auto i : checked(positions, numel(), name(), "set")) mask.set(i, true);
+      return mask;
+    };
+    const BitMask now = as_mask(forward), learns = as_mask(backward);
+    if (phi_.is_same(w_)) phi_ = w_.detach().clone().set_requires_grad(true);  // w no longer holds all of phi
+    std::vector<std::int64_t> left, entered;
+    for (const auto i : backward_.positions())
+      if (!learns.test(i)) left.push_back(i);
+    for (const auto i : learns.positions())
+      if (!backward_.test(i)) entered.push_back(i);
+    forward_ = now;
+    backward_ = learns;
+    note(left, entered, std::nullopt);
+    freeze();
+    push();
+  }
+
+  at::Tensor all_values() const override { return phi_.detach(); }
+
+  at::Tensor parameter() override { return in_phi() ? phi_ : w_; }
 
   void pull(double decay) override {
     at::Tensor& gradient = w_.mutable_grad();
     if (!gradient.defined()) return;
     if (!gradient.is_contiguous()) gradient = gradient.contiguous();
-    const bool in_phi = !reparametrisation_.is_identity() && reparametrisation_.update() == Update::gradient;
-    if (in_phi) {
+    if (wants_gradient_) gradient_ = gradient.detach().clone();
+    if (in_phi()) {
       ops::power_pull(phi_, power_, backward_, reparametrisation_.alpha(), decay, gradient);
     } else if (decay != 0) {
       ops::power_pull(w_, {}, backward_, 1, decay, gradient);  // in the space of w: alpha = 1
     } else if (!backward_.all()) {
       ops::keep(gradient, backward_, {});
     }
-    if (in_phi) {
+    if (in_phi()) {
       phi_.mutable_grad() = gradient;
       gradient = at::Tensor();
     }
@@ -135,8 +164,8 @@ class MaskedWeight : public SparseWeight {
 
   /// Only where psi costs passes of its own: the plain network stays torch's to the bit.
   std::optional<OnePass> one_pass() override {
-    const bool in_phi = !reparametrisation_.is_identity() && reparametrisation_.update() == Update::gradient;
-    if (!in_phi || !forward_.all() || !backward_.all() || !w_.grad().defined()) return std::nullopt;
+    if (!in_phi() || !forward_.all() || !backward_.all() || !w_.grad().defined() || wants_gradient_)
+      return std::nullopt;
     return OnePass{phi_, w_, w_.grad().contiguous(), power_};
   }
   void one_pass_done() override { w_.mutable_grad() = at::Tensor(); }
@@ -154,6 +183,34 @@ class MaskedWeight : public SparseWeight {
     at::Tensor flat = state.view({-1});
     for (const at::Tensor& positions : {change.dropped, change.grown})
       if (positions.defined()) flat.index_fill_(0, positions, 0);
+  }
+
+  void want_dense_gradient(bool wanted) override {
+    wants_gradient_ = wanted;
+    gradient_ = at::Tensor();
+  }
+
+  at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const override {
+    const at::Tensor gradient = dense_gradient();
+    const Positions excepted(except, numel(), name(), "leave out");
+    RunningTop top(k);
+    std::int64_t next = 0;
+    with_type(gradient, [&](auto zero) {
+      add_magnitudes(gradient.data_ptr<decltype(zero)>(), 0, numel(), excepted.begin(), excepted.size(), next, top);
+    });
+    return to_tensor(enough(top.positions(), k, name()));
+  }
+
+  at::Tensor dense_gradient() const override {
+    ESPALIER_CHECK(gradient_.defined(), ErrorKind::usage, "{}: no backward pass has left a gradient", name());
+    return gradient_;
+  }
+
+  void add_gradient(const at::Tensor& positions, const at::Tensor& values) override {
+    at::Tensor& gradient = w_.mutable_grad();
+    if (!gradient.defined()) gradient = torch::zeros_like(w_.detach());
+    if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+    gradient.view({-1}).index_add_(0, positions, values.to(gradient.scalar_type()));
   }
 
   NamedTensors state() const override {
@@ -190,9 +247,14 @@ class MaskedWeight : public SparseWeight {
     return forward_.all() ? flat.clone() : flat.index_select(0, active());
   }
 
+  /// Whether the optimiser updates phi, a tensor of its own.
+  bool in_phi() const {
+    return !phi_.is_same(w_) && (reparametrisation_.is_identity() || reparametrisation_.update() == Update::gradient);
+  }
+
   /// w = psi(phi) . M_f; with the identity phi is w, and its entries outside M_f are zero or put back by settle().
   void push() {
-    if (reparametrisation_.is_identity()) return;
+    if (phi_.is_same(w_)) return;
     const torch::NoGradGuard no_grad;
     if (reparametrisation_.update() == Update::gradient && ops::power_is_costly(reparametrisation_.alpha()) &&
         !power_.defined()) {
@@ -248,11 +310,13 @@ class MaskedWeight : public SparseWeight {
   }
 
   at::Tensor w_;       // the model's parameter
-  at::Tensor phi_;     // the same tensor where psi is the identity
+  at::Tensor phi_;     // the same tensor where psi is the identity, unless set_masks has parted them
   at::Tensor power_;   // |phi|^(alpha-1) left by the last push, where a power is costly
   at::Tensor frozen_;  // phi where M_b is 0; undefined = zeros
   BitMask forward_;    // M_f
   BitMask backward_;   // M_b
+  bool wants_gradient_ = false;
+  at::Tensor gradient_;  // of w before it was masked, where it is wanted
 };
 
 }  // namespace

@@ -22,4 +22,11 @@ Positions::Positions(const at::Tensor& positions, std::int64_t n, const std::str
   }
 }
 
+const std::vector<std::int64_t>& enough(const std::vector<std::int64_t>& positions, std::int64_t k,
+                                        const std::string& name) {
+  ESPALIER_CHECK(static_cast<std::int64_t>(positions.size()) == k, ErrorKind::usage,
+                 "{}: {} positions to grow are asked for, {} are free", name, k, positions.size());
+  return positions;
+}
+
 }  // namespace espalier

@@ -28,4 +28,8 @@ class Positions {
   std::int64_t size_ = 0;
 };
 
+/// `positions` if there are k of them. Throws Error(usage) otherwise.
+const std::vector<std::int64_t>& enough(const std::vector<std::int64_t>& positions, std::int64_t k,
+                                        const std::string& name);
+
 }  // namespace espalier

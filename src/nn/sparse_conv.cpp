@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "espalier/core/error.h"
 
 namespace espalier::nn {
@@ -32,6 +34,29 @@ kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
   }
   return s;
 }
+
+/// dL/dw of one use of the layer, by LibTorch's dense gradient of some output channels at a time.
+class ConvGradient : public GradientSource {
+ public:
+  ConvGradient(const kernels::ConvShape& shape, at::Tensor x, at::Tensor dy)
+      : shape_(shape), x_(std::move(x)), dy_(std::move(dy)) {}  // [N, C, H, W]
+  void add_rows(std::int64_t begin, std::int64_t end, at::Tensor& rows) const override {
+    const std::int64_t inputs = shape_.in / shape_.groups, outputs = shape_.out / shape_.groups;
+    for (std::int64_t o = begin; o < end;) {
+      const std::int64_t group = o / outputs, last = std::min(end, (group + 1) * outputs);
+      const at::Tensor like = at::empty({last - o, inputs, shape_.kernel[0], shape_.kernel[1]}, x_.options());
+      const at::Tensor gradient = std::get<1>(at::convolution_backward(
+          dy_.narrow(1, o, last - o), x_.narrow(1, group * inputs, inputs), like, c10::nullopt, shape_.stride,
+          shape_.padding, shape_.dilation, false, {0, 0}, 1, {false, true, false}));
+      rows.narrow(0, o - begin, last - o).add_(gradient.reshape({last - o, -1}));
+      o = last;
+    }
+  }
+
+ private:
+  kernels::ConvShape shape_;
+  at::Tensor x_, dy_;
+};
 
 std::vector<std::int64_t> weight_shape(const kernels::ConvShape& s) {
   ops::check_conv(s);
@@ -71,8 +96,19 @@ Activation SparseConv2dImpl::forward(const Activation& x) {
   if (!plan_ || !plan_->serves(matrix.get(), in.image_layout())) {
     plan_ = std::make_shared<ops::ConvPlan>(matrix, shape_, in.image_layout());
   }
+  ops::BackwardObserver observer;
+  if (weight()->wants_dense_gradient()) {
+    const auto out = plan_->output(in.image_layout().samples);
+    observer = [w = std::weak_ptr(weight()), layout = in.image_layout(), out, shape = shape_](const at::Tensor& images,
+                                                                                              const at::Tensor& dy) {
+      if (const auto held = w.lock()) {
+        held->add_gradient_source(std::make_shared<ConvGradient>(shape, ops::from_images(images.detach(), layout),
+                                                                 ops::from_images(dy.detach(), out)));
+      }
+    };
+  }
   at::Tensor y = ops::sparse_conv2d(in.data(), in.image_layout(), plan_, weight()->stored_values(),
-                                    weight()->forward_values(), bias);
+                                    weight()->forward_values(), bias, std::move(observer));
   return {std::move(y), plan_->output(in.image_layout().samples)};
 }
 

@@ -6,6 +6,24 @@
 #include "espalier/ops/sparse_linear.h"
 
 namespace espalier::nn {
+namespace {
+
+/// dL/dw = dy^T x of one use of the layer.
+class LinearGradient : public GradientSource {
+ public:
+  LinearGradient(const ops::TileLayout& layout, std::int64_t outputs, at::Tensor x, at::Tensor dy)
+      : layout_(layout), outputs_(outputs), x_(std::move(x)), dy_(std::move(dy)) {}
+  void add_rows(std::int64_t begin, std::int64_t end, at::Tensor& rows) const override {
+    ops::linear_gradient_rows(layout_, outputs_, x_, dy_, begin, end, rows);
+  }
+
+ private:
+  ops::TileLayout layout_;
+  std::int64_t outputs_;
+  at::Tensor x_, dy_;
+};
+
+}  // namespace
 
 SparseLinearImpl::SparseLinearImpl(const torch::nn::LinearOptions& options, at::ScalarType type)
     : CompressedLayer("SparseLinear",
@@ -26,9 +44,19 @@ Activation SparseLinearImpl::forward(const Activation& x) {
   const Activation in = x.tiled();
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight()->matrix();
-  at::Tensor y = ops::sparse_linear(in.data(), in.tile_layout(), matrix, weight()->stored_values(),
-                                    weight()->forward_values(), bias);
-  return {std::move(y), ops::TileLayout{in.tile_layout().samples, out_features()}};
+  const ops::TileLayout& layout = in.tile_layout();
+  ops::BackwardObserver observer;
+  if (weight()->wants_dense_gradient()) {
+    observer = [w = std::weak_ptr(weight()), layout, outputs = out_features()](const at::Tensor& input,
+                                                                               const at::Tensor& dy) {
+      if (const auto held = w.lock()) {
+        held->add_gradient_source(std::make_shared<LinearGradient>(layout, outputs, input.detach(), dy.detach()));
+      }
+    };
+  }
+  at::Tensor y = ops::sparse_linear(in.data(), layout, matrix, weight()->stored_values(), weight()->forward_values(),
+                                    bias, std::move(observer));
+  return {std::move(y), ops::TileLayout{layout.samples, out_features()}};
 }
 
 }  // namespace espalier::nn

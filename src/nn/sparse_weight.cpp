@@ -1,10 +1,22 @@
 #include "espalier/nn/sparse_weight.h"
 
+#include "espalier/core/error.h"
+
 namespace espalier {
 
 SparseWeight::SparseWeight(std::string name, std::vector<std::int64_t> shape, std::int64_t layer)
     : name_(std::move(name)), shape_(std::move(shape)), numel_(1), layer_(layer) {
   for (const auto d : shape_) numel_ *= d;
+}
+
+void SparseWeight::set_masks(const at::Tensor&, const at::Tensor&) {
+  fail(ErrorKind::usage, "{}: {} storage has no values outside its mask; set model.storage = \"masked\"", name_,
+       storage());
+}
+
+at::Tensor SparseWeight::all_values() const {
+  fail(ErrorKind::usage, "{}: {} storage has no values outside its mask; set model.storage = \"masked\"", name_,
+       storage());
 }
 
 void SparseWeight::rename(std::string name, std::int64_t layer) {

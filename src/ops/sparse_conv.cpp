@@ -130,11 +130,13 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
   /// The weight's structure outlives a change of topology between forward and backward.
   struct Held : torch::CustomClassHolder {
     std::shared_ptr<const ConvPlan> plan;
+    BackwardObserver observer;
   };
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const ImageLayout& layout,
-                            const std::shared_ptr<const ConvPlan>& plan, const at::Tensor& forward_values) {
+                            const std::shared_ptr<const ConvPlan>& plan, const at::Tensor& forward_values,
+                            const BackwardObserver& observer) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const at::Tensor in = x.contiguous();
     at::Tensor y = new_images(plan->output(layout.samples).numel(), x.options());
@@ -144,6 +146,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     ctx->saved_data["input_gradient"] = x.requires_grad();
     auto held = c10::make_intrusive<Held>();
     held->plan = plan;
+    held->observer = observer;
     ctx->saved_data["plan"] = c10::IValue::make_capsule(std::move(held));
     return y;
   }
@@ -158,7 +161,9 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = bias.defined() && bias.requires_grad() ? at::empty_like(bias) : at::Tensor();
     conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, dvalues, dbias);
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}}, kLayer);
+    const auto& observer = static_cast<const Held&>(*held).observer;
+    if (observer) observer(x, dy);
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kLayer);
   }
 };
 
@@ -246,7 +251,8 @@ void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor
 }
 
 at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias) {
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer) {
   check_images(x, in);
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse convolution: the images are {}, the weight {}; convert one of them",
@@ -256,7 +262,7 @@ at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared
                   forward.numel() == values.numel());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseConv2d::apply(x, values, optional_bias, in, plan, forward);
+  return SparseConv2d::apply(x, values, optional_bias, in, plan, forward, std::move(observer));
 }
 
 }  // namespace espalier::ops

@@ -90,9 +90,15 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
         address, {1}, [keep = matrix](void*) mutable { keep.reset(); }, at::kByte);
   }
 
+  /// Who wants to see x and dy, if anybody.
+  struct Held : torch::CustomClassHolder {
+    BackwardObserver observer;
+  };
+
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
-                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values) {
+                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values,
+                            const BackwardObserver& observer) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
@@ -101,6 +107,11 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     ctx->save_for_backward({in, values, bias, held(matrix)});
     ctx->saved_data["samples"] = layout.samples;
     ctx->saved_data["input_gradient"] = x.requires_grad();
+    if (observer) {
+      auto held_observer = c10::make_intrusive<Held>();
+      held_observer->observer = observer;
+      ctx->saved_data["observer"] = c10::IValue::make_capsule(std::move(held_observer));
+    }
     return y;
   }
 
@@ -115,7 +126,10 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
     linear_backward(matrix, layout, values, x, dy, dx, dvalues, dbias);
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}}, kLayer);
+    if (ctx->saved_data.count("observer") != 0) {
+      static_cast<const Held&>(*ctx->saved_data["observer"].toCapsule()).observer(x, dy);
+    }
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kLayer);
   }
 };
 
@@ -145,6 +159,32 @@ void linear_backward(const Compressed& matrix, const TileLayout& layout, const a
   });
 }
 
+void linear_gradient_rows(const TileLayout& layout, std::int64_t outputs, const at::Tensor& x, const at::Tensor& dy,
+                          std::int64_t begin, std::int64_t end, at::Tensor& rows) {
+  const torch::NoGradGuard no_grad;
+  const TileLayout out{layout.samples, outputs};
+  ESPALIER_ASSERT(x.numel() == layout.numel() && dy.numel() == out.numel() && begin >= 0 && end <= outputs);
+  ESPALIER_ASSERT(rows.numel() == (end - begin) * layout.features && rows.is_contiguous());
+  // Blocks of one size, each on one thread: no sum depends on the number of threads.
+  constexpr std::int64_t kRows = 16, kColumns = 2048;
+  const std::int64_t down = (end - begin + kRows - 1) / kRows, across = (layout.features + kColumns - 1) / kColumns;
+  at::parallel_for(0, down * across, 1, [&](std::int64_t first, std::int64_t last) {
+    const torch::NoGradGuard here_too;  // a thread of its own has a mode of its own
+    for (std::int64_t block = first; block < last; ++block) {
+      const std::int64_t r0 = block / across * kRows, r1 = std::min(end - begin, r0 + kRows);
+      const std::int64_t c0 = block % across * kColumns, c1 = std::min(layout.features, c0 + kColumns);
+      at::Tensor sum = rows.view({end - begin, layout.features}).slice(0, r0, r1).slice(1, c0, c1);
+      for (std::int64_t t = 0; t < layout.tiles(); ++t) {
+        const std::int64_t lanes = layout.lanes(t);
+        const auto features = [&](const at::Tensor& tiles, const TileLayout& l, std::int64_t a, std::int64_t b) {
+          return tiles.slice(0, l.offset(t) + a * lanes, l.offset(t) + b * lanes).view({b - a, lanes});
+        };
+        sum.addmm_(features(dy, out, begin + r0, begin + r1), features(x, layout, c0, c1).t());
+      }
+    }
+  });
+}
+
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward) {
   ESPALIER_ASSERT(values.numel() == matrix.nnz() && forward.numel() == matrix.nnz() && values.is_contiguous());
   with_type(values, [&](auto zero) {
@@ -158,7 +198,8 @@ void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Ten
 }
 
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias) {
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer) {
   ESPALIER_CHECK(layout.features == matrix->columns && x.numel() == layout.numel(), ErrorKind::usage,
                  "sparse linear layer: the input has {} features, the weight [{}, {}] takes {}", layout.features,
                  matrix->rows, matrix->columns, matrix->columns);
@@ -169,7 +210,7 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward);
+  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward, observer);
 }
 
 }  // namespace espalier::ops

@@ -209,6 +209,94 @@ Probe make_probe(const RunConfig& config, const nn::Network& network, const Mode
   return probe;
 }
 
+namespace {
+
+const at::Tensor* find(const NamedTensors& tensors, const std::string& name) {
+  for (const auto& [key, tensor] : tensors)
+    if (key == name) return &tensor;
+  return nullptr;
+}
+
+/// The kept positions of a saved weight of that name and number of columns; nothing where the file has no such weight.
+std::optional<at::Tensor> saved_positions(const Checkpoint& checkpoint, const std::string& name, std::int64_t columns) {
+  if (const at::Tensor* crow = find(checkpoint.sparsity, name + ".crow_indices")) {
+    const at::Tensor col = *find(checkpoint.sparsity, name + ".col_indices");
+    const at::Tensor row = torch::arange(crow->numel() - 1).repeat_interleave(crow->diff());
+    return row * columns + col;
+  }
+  if (const at::Tensor* mask = find(checkpoint.sparsity, name + ".mask")) return mask->view({-1}).nonzero().view({-1});
+  if (const at::Tensor* phi = find(checkpoint.sparsity, name + ".phi")) return torch::arange(phi->numel());
+  return std::nullopt;
+}
+
+/// w at those positions.
+at::Tensor saved_values(const Checkpoint& checkpoint, const std::string& name, const at::Tensor& positions) {
+  if (const at::Tensor* values = find(checkpoint.model, name + ".values")) return *values;
+  const at::Tensor* dense = find(checkpoint.model, name);
+  ESPALIER_CHECK(dense != nullptr, ErrorKind::data, "[run].values_from: the checkpoint has no weight \"{}\"", name);
+  return dense->reshape({-1}).index_select(0, positions);
+}
+
+constexpr const char* kStart = "@0";
+
+bool from_start(const std::string& values_from) {
+  const std::string end = kStart;
+  return values_from.size() > end.size() && values_from.compare(values_from.size() - end.size(), end.size(), end) == 0;
+}
+
+void check_shape(const char* key, const std::string& name, const std::vector<std::int64_t>& shape,
+                 const Checkpoint& checkpoint) {
+  const at::Tensor* crow = find(checkpoint.sparsity, name + ".crow_indices");
+  const at::Tensor* dense = find(checkpoint.sparsity, name + ".phi");
+  const bool fits =
+      crow != nullptr ? crow->numel() == shape[0] + 1 : dense != nullptr && dense->sizes() == at::IntArrayRef(shape);
+  ESPALIER_CHECK(fits, ErrorKind::usage,
+                 "[run].{}: the run there has no weight \"{}\" of [{}]; is it of another model?", key, name,
+                 fmt::join(shape, ", "));
+}
+
+/// Positions of the masks in a run, by the names of the weights of `network`.
+SparsifierOptions::Structure structure_of(const LoadedRun& run, nn::Network& network) {
+  SparsifierOptions::Structure structure;
+  for (const nn::LayerCost& layer : nn::layer_costs(network)) {
+    const std::string name = layer.name + ".weight";
+    const std::int64_t columns = layer.weights / layer.weight_shape[0];
+    check_shape("structure_from", name, layer.weight_shape, run.checkpoint);
+    if (auto positions = saved_positions(run.checkpoint, name, columns)) structure[name] = *positions;
+  }
+  return structure;
+}
+
+/// The weights, biases and buffers of a run, where a weight is kept in both.
+void take_values(const LoadedRun& run, SparseModel& model) {
+  const torch::NoGradGuard no_grad;
+  for (const auto& weight : model.sparsifier->weights()) {
+    check_shape("values_from", weight->name(), weight->shape(), run.checkpoint);
+    const auto there = saved_positions(run.checkpoint, weight->name(), weight->numel() / weight->shape()[0]);
+    const at::Tensor here = weight->active(), saved = saved_values(run.checkpoint, weight->name(), *there);
+    const at::Tensor both = torch::isin(here, *there, /*assume_unique=*/true);
+    at::Tensor values = weight->values();
+    values.masked_scatter_(both, weight->reparametrisation().inverse(
+                                     saved.masked_select(torch::isin(*there, here, /*assume_unique=*/true))));
+    weight->rewire({here, here, values, std::nullopt});
+    weight->take_change();
+  }
+  const auto copy = [&](const std::string& name, at::Tensor to) {
+    const at::Tensor* saved = find(run.checkpoint.model, name);
+    ESPALIER_CHECK(saved != nullptr && saved->sizes() == to.sizes(), ErrorKind::usage,
+                   "[run].values_from: the run there has no \"{}\" of [{}]; is it of another model?", name,
+                   fmt::join(to.sizes(), ", "));
+    to.copy_(*saved);
+  };
+  std::unordered_set<std::string> weights;
+  for (const auto& weight : model.sparsifier->weights()) weights.insert(weight->name());
+  for (const auto& [name, parameter] : nn::plain_parameters(*model.network))
+    if (weights.count(name) == 0) copy(name, parameter);
+  for (const auto& buffer : model.network->named_buffers()) copy(buffer.key(), buffer.value());
+}
+
+}  // namespace
+
 SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& input, std::int64_t classes,
                               const Clock& clock, const nn::Compress& given, const ModelStart& from) {
   ModelStart start = from;
@@ -232,24 +320,40 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
       return config.model.storage == "compressed" && !matches_layer(config.sparsity.dense_layers, layer);
     };
   }
-  model.network = nn::make_model(config.model, input, classes, seed, compressed);
+  // What comes from other runs is there at the start only: a checkpoint of this one holds all of it.
+  const bool fresh = !given && !start.restored;
+  const std::string& values_from = config.run.values_from;
+  std::uint64_t values_seed = seed;
+  if (fresh && from_start(values_from)) {
+    const LoadedRun run = load_run(values_from.substr(0, values_from.size() - 2));
+    ESPALIER_CHECK(run.config.model.init == config.model.init, ErrorKind::usage,
+                   "[run].values_from: [model].init is \"{}\" there and \"{}\" here; values at the start are the same "
+                   "only with one distribution",
+                   run.config.model.init, config.model.init);
+    values_seed = static_cast<std::uint64_t>(run.config.run.seed);
+  }
+  model.network = nn::make_model(config.model, input, classes, values_seed, compressed);
   if (start.weights != nullptr) begin_with(*model.network, *start.weights, kStartWeights);
   auto probe = std::make_shared<Probe>(make_probe(config, *model.network, start));
   if (!structure.kept.empty()) {
     probe->structure = [&structure](const SparseWeight& weight) { return kept_positions(structure, weight); };
   }
-  const SparsifierOptions options = SparsifierOptions()
-                                        .sparsity(config.sparsity.sparsity)
-                                        .distribution(config.sparsity.distribution)
-                                        .dense_layers(config.sparsity.dense_layers)
-                                        .seed(seed)
-                                        .total_steps(clock.total_steps)
-                                        .steps_per_epoch(clock.steps_per_epoch)
-                                        .weight_decay(sparsifier_decay(config))
-                                        .probe(probe)
-                                        .restored(start.restored);
+  SparsifierOptions options = SparsifierOptions()
+                                  .sparsity(config.sparsity.sparsity)
+                                  .distribution(config.sparsity.distribution)
+                                  .dense_layers(config.sparsity.dense_layers)
+                                  .seed(seed)
+                                  .total_steps(clock.total_steps)
+                                  .steps_per_epoch(clock.steps_per_epoch)
+                                  .weight_decay(sparsifier_decay(config))
+                                  .probe(probe)
+                                  .restored(start.restored);
+  if (fresh && !config.run.structure_from.empty()) {
+    options.structure(structure_of(load_run(config.run.structure_from), *model.network));
+  }
   model.sparsifier =
       std::make_unique<Sparsifier>(*model.network, config.method.make(), reparametrisation(config), options);
+  if (fresh && !values_from.empty() && !from_start(values_from)) take_values(load_run(values_from), model);
   return model;
 }
 

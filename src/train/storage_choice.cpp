@@ -212,7 +212,8 @@ std::vector<Candidate> candidates_of(const RunConfig& config, const nn::InputSha
 }  // namespace
 
 std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes) {
-  if (!config.method.make()->sparse_from_start() || config.sparsity.sparsity == 0) return {};
+  const auto method = config.method.make();
+  if (!method->sparse_from_start() || !method->takes_compressed() || config.sparsity.sparsity == 0) return {};
   auto candidates = candidates_of(config, input, classes);
   if (candidates.empty()) return {};
   std::vector<std::vector<std::int64_t>> shapes;

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <map>
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
@@ -174,10 +175,28 @@ class Run {
     const auto layers = model_.sparsifier->take_topology();
     if (layers.empty()) return;
     Json list = Json::array();
-    std::int64_t dropped = 0, grown = 0;
+    std::int64_t dropped = 0, grown = 0, ever = 0, positions = 0, dead = 0;
+    bool counted = true;
+    if (macs_of_.empty()) {
+      for (const LayerReport& l : layer_report(*model_.network, *model_.sparsifier)) {
+        macs_of_[l.name] = l.macs_dense / l.weights;  // each weight is used at as many places as any other
+        if (!l.sparsified) macs_of_dense_layers_ += l.macs;
+      }
+    }
+    std::int64_t macs = macs_of_dense_layers_;
     for (const LayerTopology& l : layers) {
       Json row = {{"name", l.name}, {"nnz", l.nnz}, {"dropped", l.dropped}, {"grown", l.grown}};
       row["threshold"] = l.threshold ? Json(*l.threshold) : Json(nullptr);
+      row["ever_active"] =
+          l.ever_active ? Json(static_cast<double>(*l.ever_active) / static_cast<double>(l.positions)) : Json(nullptr);
+      row["macs"] = macs_of_.at(l.name) * l.nnz;
+      row["dead_outputs"] = l.dead_outputs;
+      row["dead_inputs"] = l.dead_inputs;
+      macs += macs_of_.at(l.name) * l.nnz;
+      counted = counted && l.ever_active;
+      ever += l.ever_active.value_or(0);
+      positions += l.positions;
+      dead += l.dead_outputs;
       list.push_back(row);
       dropped += l.dropped;
       grown += l.grown;
@@ -187,12 +206,16 @@ class Run {
         log_warning(text);
       }
     }
-    metrics_->write("topology", step_,
-                    {{"nnz", model_.sparsifier->nnz()},
-                     {"sparsity", model_.sparsifier->sparsity()},
-                     {"dropped", dropped},
-                     {"grown", grown},
-                     {"layers", list}});
+    metrics_->write(
+        "topology", step_,
+        {{"nnz", model_.sparsifier->nnz()},
+         {"sparsity", model_.sparsifier->sparsity()},
+         {"dropped", dropped},
+         {"grown", grown},
+         {"ever_active", counted ? Json(static_cast<double>(ever) / static_cast<double>(positions)) : Json(nullptr)},
+         {"macs", macs},
+         {"dead_outputs", dead},
+         {"layers", list}});
   }
 
   /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
@@ -361,6 +384,8 @@ class Run {
   Running running_;
   std::optional<double> best_accuracy_, last_validation_;
   std::int64_t best_nnz_ = 0;
+  std::map<std::string, std::int64_t> macs_of_;  // multiply-accumulates of one kept weight, by layer
+  std::int64_t macs_of_dense_layers_ = 0;
   std::int64_t samples_ = 0, samples_before_ = 0;  // trained in this process, and before it
   double seconds_ = 0, seconds_before_ = 0;        // in training steps: data, forward, backward, update
 };

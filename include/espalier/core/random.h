@@ -18,6 +18,8 @@ enum class Purpose : std::uint64_t {
   split = 5,     ///< train / validation
   glyphs = 6,    ///< built-in images; a = split, b = sample
   dropout = 7,   ///< a = layer, b = step
+  birth = 8,     ///< values of new connections; a = layer, b = step
+  noise = 9,     ///< added to gradients; a = layer, b = step
   test = 1000,   ///< for tests
 };
 

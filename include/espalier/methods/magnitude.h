@@ -1,7 +1,9 @@
 /// Magnitude pruning: the smallest |w| go, at once, gradually or in rounds. Pruned weights stay pruned.
 #pragma once
 
+#include <map>
 #include <optional>
+#include <string>
 
 #include "espalier/methods/method.h"
 
@@ -59,16 +61,27 @@ class GradualMagnitude : public MagnitudePruning {
 };
 
 /// `iterative-magnitude`: `rounds` prunings, each removing the same share of what is left, retraining between them (Han
-/// et al. 2015). The first is after `start`, the last at `end`, equally spaced; training goes on after each.
+/// et al. 2015). The first is after `start`, the last at `end`, equally spaced; training goes on after each. With
+/// `rewind`, from the values that the surviving weights had at `rewind_to` (Frankle, Carbin, "The Lottery Ticket
+/// Hypothesis", ICLR 2019).
 class IterativeMagnitude : public MagnitudePruning {
  public:
   void describe(Describe& d) override;
   void check(const MethodContext& context) const override;
+  void prepare(const MethodContext& context) override;
+  void after_step(const MethodContext& context) override;
+  NamedTensors archive() const override;
+  void restore(const NamedTensors& tensors) override;
 
  protected:
   std::optional<double> due(const Clock& clock, double sparsity) const override;
 
  private:
+  void remember(const MethodContext& context);
+
+  std::map<std::string, at::Tensor> rewound_;  // phi to go back to at active(), by the weight's name  [nnz]
+  bool rewind_ = false;
+  Duration rewind_to_ = Duration::steps(0);
   std::int64_t rounds_ = 5;
   Duration start_ = Duration::percent(20);
   Duration end_ = Duration::percent(80);

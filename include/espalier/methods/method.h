@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ struct MethodContext {
   std::vector<const SparseWeight*> dense_weights = {};  ///< the `dense_layers`, to look at
   /// The network, before training: set during `check` and `prepare`, null after them and where the user gave none.
   const Probe* probe = nullptr;
+  /// Where given, the positions of the first masks by the names of weights; what a method would draw is left out then.
+  std::map<std::string, at::Tensor> structure = {};
+  double learning_rate = 0;  ///< of this step; known in before_step and after_step
 };
 
 class Method {
@@ -47,8 +51,27 @@ class Method {
   /// `prepare` has cut in two is refused.
   virtual bool is_static() const { return false; }
 
+  /// Whether the method works on compressed weights; one that keeps something for every position does not.
+  virtual bool takes_compressed() const { return true; }
+
+  /// Whether the step that `clock` counts as its last needs the gradient of w at every position; asked before its
+  /// forward pass. Then `SparseWeight::top_gradients` and, on masked storage, `dense_gradient` answer in after_step.
+  virtual bool wants_dense_gradient(const Clock&) const { return false; }
+
+  /// Whether that step changes the topology in place of the optimiser's update (RigL).
+  virtual bool replaces_update(const Clock&) const { return false; }
+
+  /// Between backward and the optimiser's update: what is added to the loss or to its gradient
+  /// (SparseWeight::add_gradient).
+  virtual void before_update(const MethodContext&) {}
+
   /// After `clock.step` steps, when phi and w have settled.
   virtual void after_step(const MethodContext&) {}
+
+  /// What the method remembers beside the masks, for checkpoints, as "method.<what>"; `restore` takes the same back.
+  virtual NamedTensors archive() const { return {}; }
+  /// Throws Error(data) if `tensors` lacks what `archive` would give.
+  virtual void restore(const NamedTensors& tensors) { (void)tensors; }
 };
 
 }  // namespace espalier

@@ -40,4 +40,10 @@ at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStre
 /// nnz + count. Any number of threads gives the same positions. Throws Error(usage) if there are not so many.
 at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random);
 
+/// The same among the positions of 0 .. n-1 that are not `occupied` (ascending).
+at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random);
+
+/// The positions (ascending) that are not among `others` (ascending).
+at::Tensor without(const at::Tensor& positions, const at::Tensor& others);
+
 }  // namespace espalier

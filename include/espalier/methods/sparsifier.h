@@ -13,11 +13,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "espalier/core/bitmask.h"
 #include "espalier/methods/method.h"
 #include "espalier/methods/optimizer_state.h"
 #include "espalier/methods/probe.h"
@@ -50,13 +52,23 @@ struct SparsifierOptions {
   TORCH_ARG(WeightDecay, weight_decay) = {};
   TORCH_ARG(std::shared_ptr<const Probe>, probe);  ///< needed by methods that look at the network before training
   TORCH_ARG(bool, restored) = false;  ///< `restore` follows: a method that is static does not draw its masks
+  /// Positions of the first masks, by the names of weights, in place of random ones; every sparsified weight must be
+  /// named.
+  using Structure = std::map<std::string, at::Tensor>;
+  TORCH_ARG(Structure, structure);
 };
 
-/// What a topology change did to one layer.
+/// What a topology change did to one layer, and what it is like now.
 struct LayerTopology {
   std::string name;
   std::int64_t nnz, dropped, grown;
   std::optional<double> threshold;
+  /// Positions that have ever been active, of all; empty where counting them (a bit a position) would take more than
+  /// the weights themselves do.
+  std::optional<std::int64_t> ever_active;
+  std::int64_t positions;
+  /// Units without a weight: outputs (rows) that nothing reaches, inputs (columns, or channels) that nothing leaves.
+  std::int64_t dead_outputs, dead_inputs;
 };
 
 class Sparsifier {
@@ -87,7 +99,7 @@ class Sparsifier {
   /// What the last step (or the preparation) changed, one entry for each sparsified layer; empty if nothing.
   std::vector<LayerTopology> take_topology();
 
-  /// phi, masks and the step; restored bit for bit.
+  /// phi, masks, the step and what the method remembers; restored bit for bit.
   NamedTensors archive() const;
   void restore(const NamedTensors& tensors);
 
@@ -95,6 +107,10 @@ class Sparsifier {
   /// Calls `act`, which may change topologies: optimiser state follows each change at once, topology_ becomes the
   /// record.
   void follow_changes(torch::optim::Optimizer* optimizer, const std::function<void()>& act);
+  void update(torch::optim::Optimizer& optimizer);
+  Clock next_step() const;
+  void announce_next_step();
+  void account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const;
 
   std::unique_ptr<Method> method_;
   WeightDecay decay_;
@@ -104,6 +120,7 @@ class Sparsifier {
   MethodContext context_;
   std::vector<LayerTopology> topology_;
   bool optimizer_checked_ = false;
+  std::vector<BitMask> ever_active_;  // of each sparsified weight; empty where it is not counted
 };
 
 /// True if `name` matches a pattern with * (any run of characters) and ? (any one).

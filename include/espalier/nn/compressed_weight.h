@@ -18,6 +18,14 @@ namespace espalier {
 
 class Positions;
 
+/// One use of a weight in a backward pass, from which its gradient can be formed at any position.
+class GradientSource {
+ public:
+  virtual ~GradientSource() = default;
+  /// Adds rows [begin, end) of dL/dw, as a matrix [out, in x …], to `rows`: [end - begin, in x …], contiguous.
+  virtual void add_rows(std::int64_t begin, std::int64_t end, at::Tensor& rows) const = 0;
+};
+
 /// values[nnz] in the canonical order of kernels/compressed.h are what a layer computes with and what its gradient is
 /// for; the index is 16 bits an entry and side. A weight [out, in, …] is the matrix [out, in x …].
 ///
@@ -55,6 +63,10 @@ class CompressedWeight : public SparseWeight {
   std::shared_ptr<const kernels::Compressed> matrix();
   const at::Tensor& forward_values();
 
+  /// Whether a layer is to hand over, in its backward pass, what its gradient can be formed from.
+  bool wants_dense_gradient() const { return wants_gradient_; }
+  void add_gradient_source(std::shared_ptr<const GradientSource> source);
+
   const char* storage() const override { return "compressed"; }
   std::int64_t nnz() const override;
   at::Tensor active() const override;
@@ -73,6 +85,11 @@ class CompressedWeight : public SparseWeight {
   std::optional<OnePass> one_pass() override;
   void one_pass_done() override;
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override;
+
+  void want_dense_gradient(bool wanted) override;
+  at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const override;
+  at::Tensor dense_gradient() const override;
+  void add_gradient(const at::Tensor& positions, const at::Tensor& values) override;
 
   NamedTensors state() const override;
   NamedTensors archive() const override;
@@ -118,6 +135,8 @@ class CompressedWeight : public SparseWeight {
   BitMask every_;                      // [nnz] all ones: M_f
   BitMask backward_;                   // [nnz] M_b
   std::int64_t forward_version_ = -1;  // of values_ when forward_values_ were written
+  bool wants_gradient_ = false;
+  std::vector<std::shared_ptr<const GradientSource>> gradient_sources_;
 };
 
 }  // namespace espalier

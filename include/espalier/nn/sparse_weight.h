@@ -70,6 +70,11 @@ class SparseWeight {
   /// M_b alone: only these positions learn from now on; the others keep their phi whatever the optimiser does.
   virtual void set_trainable(const at::Tensor& positions) = 0;
   virtual at::Tensor trainable() const = 0;  ///< positions in M_b
+  /// M_f and M_b, each any set of positions: phi stays as it is, everywhere, and w is zero outside M_f. A change of M_b
+  /// is what `take_change` reports then. Masked storage only: these two throw Error(usage) elsewhere, where there is no
+  /// phi outside the masks.
+  virtual void set_masks(const at::Tensor& forward, const at::Tensor& backward);
+  virtual at::Tensor all_values() const;  ///< phi at every position, in the weight's shape
 
   /// Weights before training that are nowhere stored: w at positions, drawn when looked at, none larger than `largest`.
   struct InitialDraw {
@@ -107,6 +112,19 @@ class SparseWeight {
   void follow(Follower follower) { follower_ = std::move(follower); }
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
   virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
+
+  // --- the gradient of w also where nothing is kept, for methods that grow by it
+  // -----------------------------------------------------------
+  /// Whether backward passes from now on leave what the functions below need. What they left before is forgotten.
+  virtual void want_dense_gradient(bool wanted) = 0;
+  /// The k positions with the largest |dL/dw| outside `except` (ascending), ties to the lower position; ascending.
+  /// Compressed storage forms the gradient a few rows at a time and holds 2 k candidates. Throws Error(usage) if there
+  /// are fewer, or the backward pass has left nothing.
+  virtual at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const = 0;
+  /// dL/dw at every position, in the weight's shape. Compressed storage throws Error(usage): it holds nothing as large.
+  virtual at::Tensor dense_gradient() const = 0;
+  /// Adds `values` to dL/dw at `positions` before it is pulled. Positions that are not stored are passed over.
+  virtual void add_gradient(const at::Tensor& positions, const at::Tensor& values) = 0;
 
   // --- saving
   // -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 
 #include "espalier/kernels/sparse_conv.h"
 #include "espalier/ops/images.h"
+#include "espalier/ops/sparse_linear.h"
 
 namespace espalier::ops {
 
@@ -53,7 +54,9 @@ void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor
 /// order, what gradients are formed for; forward: the same values as `refresh_forward` leaves them; bias: [out] or
 /// undefined. Result: images of plan->output(in.samples). Differentiable once in x, values and bias. float32 or float64
 /// on the CPU; all of one type.
+/// The observer sees x and dy in the backward pass.
 at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias);
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer = {});
 
 }  // namespace espalier::ops

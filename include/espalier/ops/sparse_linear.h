@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 
 #include "espalier/kernels/compressed.h"
@@ -24,10 +25,19 @@ void linear_forward(const Compressed& matrix, const TileLayout& layout, const at
 void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
                      const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias);
 
+/// Adds rows [begin, end) of dL/dW, at every column, to `rows` [end - begin, layout.features], contiguous: sum over the
+/// samples of dy[r] x[c]. x: tiles as `layout` says; dy: tiles of `outputs` features of the same samples.
+void linear_gradient_rows(const TileLayout& layout, std::int64_t outputs, const at::Tensor& x, const at::Tensor& dy,
+                          std::int64_t begin, std::int64_t end, at::Tensor& rows);
+
+/// Called in a backward pass with the layer's input and the gradient of its output, both tiles.
+using BackwardObserver = std::function<void(const at::Tensor& x, const at::Tensor& dy)>;
+
 /// y = W x + b on tiles. x: tiles of `columns` features; values: [nnz] in canonical order, what gradients are formed
 /// for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or undefined. Result: tiles of `rows`
 /// features. Differentiable once in x, values and bias. float32 or float64 on the CPU; all of one type.
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias);
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer = {});
 
 }  // namespace espalier::ops

@@ -16,11 +16,18 @@ struct RunOptions {
   std::int64_t seed = 1;
   std::int64_t threads = 0;
   std::string device = "cpu";
+  std::string structure_from;
+  std::string values_from;
   void describe(Describe& d) {
     d("name", name, "name of the run directory under runs/; empty: made from the time, the model and the method");
     d("seed", seed, "seed of every random stream: weights, masks, order of samples, augmentation, split", at_least(0));
     d("threads", threads, "compute threads; 0: all the cores that the process may use", {0, 4096, false, false});
     d("device", device, "where the run computes", {"cpu"});
+    d("structure_from", structure_from,
+      "a run (or one of its checkpoints) whose masks this one starts from; empty: the method draws them");
+    d("values_from", values_from,
+      "RUN@0: this one starts from the values that RUN started from; RUN, or one of its checkpoints: from the values "
+      "there, where a position is kept in both; empty: fresh ones");
   }
 };
 

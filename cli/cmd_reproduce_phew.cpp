@@ -1,4 +1,4 @@
-// espalier reproduce: the experiments of a paper, one command each.
+// espalier reproduce phew: networks pruned before training, side by side.
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Arguments {
-  std::string paper, part = "structure", preset = "mnist-lenet300-phew", out = "runs/reproduce";
+  std::string part = "structure", preset = "mnist-lenet300-phew", out = "runs/reproduce";
   std::vector<std::string> models = {"vgg16", "resnet20"};
   std::vector<std::string> methods;
   std::vector<double> sparsities;
@@ -243,7 +243,6 @@ int classes(const Arguments& a, Context& context) {
 }
 
 int run(const Arguments& a, Context& context) {
-  ESPALIER_CHECK(a.paper == "phew", ErrorKind::usage, "reproduce {}: unknown. Known: phew", a.paper);
   if (a.part == "accuracy") return accuracy(a, context);
   if (a.part == "classes") return classes(a, context);
   return structure(a, context);
@@ -251,10 +250,9 @@ int run(const Arguments& a, Context& context) {
 
 }  // namespace
 
-void add_reproduce_command(CLI::App& app, Context& context) {
+void add_reproduce_phew_command(CLI::App& reproduce, Context& context) {
   auto a = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("reproduce", "The experiments of a paper");
-  command->add_option("PAPER", a->paper, "phew (Patil and Dovrolis 2021)")->required()->option_text("");
+  CLI::App* command = reproduce.add_subcommand("phew", "Pruning before training (Patil and Dovrolis 2021)");
   command
       ->add_option(
           "--part", a->part,

@@ -1,0 +1,218 @@
+// espalier reproduce dpr: an experiment as runs with one table at the end.
+#include <atomic>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+
+#include "commands.h"
+#include "espalier/core/error.h"
+#include "espalier/core/log.h"
+#include "espalier/train/durable_file.h"
+#include "espalier/train/environment.h"
+#include "espalier/train/run_directory.h"
+#include "espalier/train/trainer.h"
+
+namespace espalier::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using train::Json;
+using train::RunConfig;
+
+constexpr int kStoppedBySignal = 75;
+
+std::atomic<bool> stop_requested{false};
+void request_stop(int signal) {
+  stop_requested = true;
+  std::signal(signal, SIG_DFL);
+}
+
+/// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from.
+struct Arm {
+  std::string name, description;
+  std::vector<std::string> set;
+  std::string structure, values;
+  std::int64_t seed_offset = 0;
+};
+
+/// Mostafa and Wang, "Dynamic parameter reallocation improves trainability of deep convolutional networks", NIPS 2018
+/// workshop, figure 1.
+std::vector<Arm> dpr_arms() {
+  // Another seed than that of the run whose structure it has: other values.
+  constexpr std::int64_t kFresh = 1000;
+  return {
+      {"dpr", "active reallocation", {}, "", "", 0},
+      {"random", "random structure, random values", {"method.name=static-random"}, "", "", 0},
+      {"structure", "final structure of dpr, fresh values", {"method.name=static-random"}, "dpr", "", kFresh},
+      {"structure-and-values",
+       "final structure of dpr, the values it started from",
+       {"method.name=static-random"},
+       "dpr",
+       "dpr@0",
+       kFresh},
+      {"stop-10%", "reallocation stopped at 10 % of the run", {"method.stop_after=10%"}, "", "", 0},
+      {"stop-25%", "reallocation stopped at 25 %", {"method.stop_after=25%"}, "", "", 0},
+      {"stop-50%", "reallocation stopped at 50 %", {"method.stop_after=50%"}, "", "", 0},
+      {"pruned", "trained dense, pruned gradually and retrained", {"method.name=gradual-magnitude"}, "", "", 0},
+      {"dense", "every weight", {"method.name=dense", "sparsity.sparsity=0"}, "", "", 0},
+  };
+}
+
+struct Arguments {
+  ConfigArguments config;
+  std::string dir;
+  std::vector<std::string> arms;
+  std::int64_t seeds = 3;
+  bool json = false;
+};
+
+/// What the user has set for a method holds for the arms that have that method.
+bool meant_for(const std::string& setting, const Arm& arm) {
+  if (setting.rfind("method.", 0) != 0 || setting.rfind("method.name", 0) == 0) return true;
+  return arm.set.empty() || arm.set.front().rfind("method.name", 0) != 0;
+}
+
+RunConfig config_of(const Arguments& arguments, const Context& context, const Arm& arm, const fs::path& dir,
+                    std::int64_t seed) {
+  train::ConfigSources all = sources(arguments.config, context);
+  std::vector<std::string> set;
+  for (const auto& s : all.set)
+    if (meant_for(s, arm)) set.push_back(s);
+  all.set = set;
+  all.set.insert(all.set.end(), arm.set.begin(), arm.set.end());
+  const auto run_of = [&](const std::string& name) { return (dir / fmt::format("{}-{}", name, seed)).string(); };
+  if (!arm.structure.empty()) all.flags.push_back({"reproduce", "run.structure_from", run_of(arm.structure)});
+  if (!arm.values.empty()) {
+    const std::string name = arm.values.substr(0, arm.values.find('@'));
+    all.flags.push_back({"reproduce", "run.values_from", run_of(name) + arm.values.substr(name.size())});
+  }
+  all.flags.push_back({"reproduce", "run.seed", std::to_string(seed + arm.seed_offset)});
+  return train::load_config(all);
+}
+
+/// The finished run's summary; an unfinished run goes on, one that is there is left alone.
+std::optional<Json> summary_of(const RunConfig& config, const fs::path& path) {
+  const std::string text = train::to_toml(config);
+  const fs::path summary = path / "summary.json", saved = path / "config.toml";
+  if (fs::exists(saved)) {
+    ESPALIER_CHECK(train::read_file(saved) == text, ErrorKind::usage,
+                   "{}: holds a run with another configuration; give another --dir, or remove it", path.string());
+    if (fs::exists(summary)) {
+      Json s = train::read_json(summary);
+      if (s.value("status", "") == "done") return s;
+    }
+  }
+  Json env = to_json(train::environment());
+  env["seed"] = config.run.seed;
+  train::RunDirectory directory =
+      fs::exists(saved) ? train::RunDirectory::open(path)
+                        : train::RunDirectory::create(path, {text, "", "espalier reproduce\n", env}, false);
+  train::TrainHooks hooks;
+  hooks.stop = &stop_requested;
+  const train::TrainResult result = train::train(config, directory, hooks);
+  if (result.outcome == train::Outcome::stopped) return std::nullopt;
+  return result.summary;
+}
+
+struct Statistics {
+  double mean = 0, deviation = 0;  ///< of a sample; 0 for one value
+};
+Statistics statistics(const std::vector<double>& values) {
+  Statistics s;
+  for (const double v : values) s.mean += v / static_cast<double>(values.size());
+  if (values.size() < 2) return s;
+  double squares = 0;
+  for (const double v : values) squares += (v - s.mean) * (v - s.mean);
+  s.deviation = std::sqrt(squares / static_cast<double>(values.size() - 1));
+  return s;
+}
+
+int run(const Arguments& arguments, Context& context) {
+  ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
+  ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
+                 "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
+  std::vector<Arm> arms;
+  std::vector<std::string> known;
+  for (const Arm& arm : dpr_arms()) {
+    known.push_back(arm.name);
+    if (arguments.arms.empty() ||
+        std::find(arguments.arms.begin(), arguments.arms.end(), arm.name) != arguments.arms.end())
+      arms.push_back(arm);
+  }
+  for (const auto& name : arguments.arms) {
+    ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
+                   "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
+  }
+  ESPALIER_CHECK(std::any_of(arms.begin(), arms.end(), [](const Arm& a) { return a.name == "dpr"; }) ||
+                     std::none_of(arms.begin(), arms.end(), [](const Arm& a) { return !a.structure.empty(); }),
+                 ErrorKind::usage,
+                 "--arm: \"structure\" and \"structure-and-values\" start from the runs of \"dpr\": add "
+                 "--arm dpr");
+  const fs::path dir = arguments.dir.empty() ? fs::path("runs") / "reproduce-dpr" : fs::path(arguments.dir);
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
+
+  std::map<std::string, std::vector<double>> accuracy;
+  Json results = Json::object();
+  std::vector<std::vector<std::string>> rows = {{"arm", "test accuracy", "kept", ""}};
+  std::map<std::string, std::int64_t> nnz;
+  for (std::int64_t seed = 1; seed <= arguments.seeds; ++seed) {
+    for (const Arm& arm : arms) {
+      const RunConfig config = config_of(arguments, context, arm, dir, seed);
+      set_threads(static_cast<int>(config.run.threads));
+      const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
+      log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
+      const auto summary = summary_of(config, path);
+      if (!summary) {
+        log_info("stopped by a signal; the same command goes on");
+        return kStoppedBySignal;
+      }
+      accuracy[arm.name].push_back(summary->at("test_accuracy").get<double>());
+      nnz[arm.name] = summary->at("nnz").get<std::int64_t>();
+      log_info(fmt::format("{}: test accuracy {:.4f}", path.string(), accuracy[arm.name].back()));
+    }
+  }
+  std::string table = "| arm | | test accuracy, % | runs | weights kept |\n|---|---|---|---|---|\n";
+  for (const Arm& arm : arms) {
+    const Statistics s = statistics(accuracy[arm.name]);
+    const std::string text = fmt::format("{:.2f} +- {:.2f}", 100 * s.mean, 100 * s.deviation);
+    rows.push_back({arm.name, text, std::to_string(nnz[arm.name]), arm.description});
+    table += fmt::format("| `{}` | {} | {} | {} | {} |\n", arm.name, arm.description, text, accuracy[arm.name].size(),
+                         nnz[arm.name]);
+    results[arm.name] = {{"description", arm.description},
+                         {"test_accuracy", accuracy[arm.name]},
+                         {"mean", s.mean},
+                         {"deviation", s.deviation},
+                         {"nnz", nnz[arm.name]}};
+  }
+  train::write_file_atomically(dir / "results.json", train::to_json_text(results));
+  train::write_file_atomically(dir / "results.md", table);
+  context.console.print(arguments.json ? train::to_json_text(results) : columns(rows));
+  return 0;
+}
+
+}  // namespace
+
+void add_reproduce_dpr_command(CLI::App& reproduce, Context& context) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = reproduce.add_subcommand(
+      "dpr", "Dynamic parameter reallocation beside its rivals (Mostafa and Wang 2018, figure 1)");
+  add_config_arguments(*command, arguments->config);
+  command->add_option("--dir", arguments->dir, "where the runs are written; otherwise runs/reproduce-dpr")
+      ->option_text("DIR");
+  command->add_option("--seeds", arguments->seeds, "runs of each arm, with the seeds 1, 2, …")->option_text("N");
+  command->add_option("--arm", arguments->arms, "only this arm, may be repeated; all if left out")
+      ->option_text("NAME")
+      ->type_size(1)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_flag("--json", arguments->json, "print results.json on standard output");
+  command->footer(
+      "A run that is there and finished is not repeated; one that was stopped goes on.\n"
+      "Examples:\n"
+      "  espalier reproduce dpr --preset mnist-dpr --data-root DIR\n"
+      "  espalier reproduce dpr --preset cifar10-resnet20-dpr --seeds 1 --arm dpr --arm structure");
+  on_run(*command, context, [arguments, &context] { return run(*arguments, context); });
+}
+
+}  // namespace espalier::cli

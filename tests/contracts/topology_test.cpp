@@ -1,0 +1,177 @@
+// What must hold after every change of a topology, whatever the method, the sizes and the values: the total is exact,
+// no layer is empty, no position appears twice, the state of newborns is zero, and both storages choose alike.
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "espalier/core/random.h"
+#include "espalier/methods/allocate.h"
+#include "espalier/methods/drop_and_grow.h"
+#include "espalier/methods/registry.h"
+#include "methods/storages.h"
+
+namespace espalier {
+namespace {
+
+using test::numbers;
+
+enum class Values { random, ties, tiny, huge, zeros };
+
+/// phi at the active positions: what makes selection hard.
+at::Tensor values(Values kind, std::int64_t n, RandomStream& random) {
+  at::Tensor phi = torch::empty({n});
+  auto* p = phi.data_ptr<float>();
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double sign = random.below(2) == 0 ? -1 : 1;
+    switch (kind) {
+      case Values::random: p[i] = static_cast<float>(0.1 * random.normal()); break;
+      case Values::ties: p[i] = static_cast<float>(sign * 0.25 * static_cast<double>(random.below(3))); break;
+      case Values::tiny: p[i] = static_cast<float>(sign * 1e-12 * (1 + random.uniform())); break;
+      case Values::huge: p[i] = static_cast<float>(sign * 1e6 * (1 + random.uniform())); break;
+      case Values::zeros: p[i] = 0; break;
+    }
+  }
+  return phi;
+}
+
+struct Network {
+  std::vector<at::Tensor> models;  // what layers with masked storage compute with
+  std::vector<std::unique_ptr<SparseWeight>> weights;
+  std::unique_ptr<Method> method;
+  MethodContext context;
+};
+
+void set_every_step(Method& method) {
+  for (auto& option : describe(method))
+    if (option.name == "every") *std::get<Duration*>(option.value) = Duration::steps(1);
+}
+
+/// One change on both storages; then everything is looked at.
+void change_and_check(Network (&nets)[2], std::int64_t step, std::int64_t total, std::int64_t& grown_in_all) {
+  std::vector<TopologyChange> changes[2];
+  std::vector<at::Tensor> before;
+  for (const auto& w : nets[0].weights) before.push_back(w->active());
+  for (int s = 0; s < 2; ++s) {
+    Network& net = nets[s];
+    net.context.clock.step = step;
+    net.method->after_step(net.context);
+    std::int64_t sum = 0;
+    for (std::size_t l = 0; l < net.weights.size(); ++l) {
+      SparseWeight& w = *net.weights[l];
+      const auto active = numbers(w.active());
+      sum += w.nnz();
+      ASSERT_GE(w.nnz(), 1);
+      ASSERT_EQ(static_cast<std::int64_t>(active.size()), w.nnz());
+      for (std::size_t i = 0; i < active.size(); ++i) {
+        ASSERT_TRUE(active[i] >= 0 && active[i] < w.numel());
+        if (i > 0) ASSERT_LT(active[i - 1], active[i]);  // ascending, so none twice
+      }
+      changes[s].push_back(w.take_change().value_or(TopologyChange{}));
+      const TopologyChange& change = changes[s].back();
+      if (!change.grown.defined()) continue;
+      // No newborn connection that could never move.
+      const at::Tensor born = w.values().masked_select(torch::isin(w.active(), change.grown));
+      if (born.numel() > 0) ASSERT_GT(w.reparametrisation().derivative(born).abs().min().item<float>(), 0.0f);
+      if (s == 0) grown_in_all += change.grown.numel();
+      // An optimiser's state: ones before; zero at what is newborn now, one at what has stayed.
+      const bool masked = w.storage() == std::string("masked");
+      at::Tensor state = torch::ones({before[l].numel()});
+      if (masked) state = torch::zeros({w.numel()}).index_fill_(0, before[l], 1);
+      w.reindex_state(state, change);
+      const std::int64_t stayed = torch::isin(before[l], change.dropped).logical_not().sum().item<std::int64_t>();
+      ASSERT_EQ(state.sum().item<double>(), static_cast<double>(stayed));
+      ASSERT_EQ(w.nnz(), stayed + change.grown.numel());
+      if (masked) ASSERT_EQ(state.index_select(0, change.grown).abs().sum().item<double>(), 0.0);
+    }
+    ASSERT_EQ(sum, total) << "step " << step;
+  }
+  for (std::size_t l = 0; l < nets[0].weights.size(); ++l) {
+    ASSERT_TRUE(torch::equal(nets[0].weights[l]->active(), nets[1].weights[l]->active())) << "step " << step;
+    ASSERT_TRUE(torch::equal(nets[0].weights[l]->values(), nets[1].weights[l]->values())) << "step " << step;
+    ASSERT_EQ(changes[0][l].grown.defined(), changes[1][l].grown.defined());
+    if (!changes[0][l].grown.defined()) continue;
+    ASSERT_TRUE(torch::equal(changes[0][l].dropped, changes[1][l].dropped));
+    ASSERT_TRUE(torch::equal(changes[0][l].grown, changes[1][l].grown));
+  }
+}
+
+class Topology : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Topology, HoldsOverAThousandChanges) {
+  std::int64_t changes = 0, grown = 0;
+  for (std::uint64_t net = 0; net < 40; ++net) {
+    RandomStream random(net, Purpose::test, 77);
+    const double alpha = net % 4 == 3 ? 1.5 : 1;
+    const double sparsity[] = {0.5, 0.8, 0.9, 0.98, 0.999};
+    std::vector<std::vector<std::int64_t>> shapes;
+    const auto layers = 1 + static_cast<int>(random.below(4));
+    for (int l = 0; l < layers; ++l) {
+      shapes.push_back(
+          {1 + static_cast<std::int64_t>(random.below(40)), 1 + static_cast<std::int64_t>(random.below(60))});
+    }
+    shapes.push_back({50, 70});                               // room for one weight a layer at 0.999
+    if (net % 5 == 0) shapes.insert(shapes.begin(), {2, 1});  // so small that it may be full
+    Network nets[2];
+    std::int64_t total = 0, positions = 0;
+    double asked = sparsity[net % 5];
+    for (const auto& shape : shapes) positions += shape[0] * shape[1];
+    if (kept_count(positions, asked) < static_cast<std::int64_t>(shapes.size())) asked = 0.9;
+    for (int s = 0; s < 2; ++s) {
+      for (std::size_t l = 0; l < shapes.size(); ++l) {
+        nets[s].models.emplace_back();
+        nets[s].weights.push_back(test::weight_of(s == 1 && make_method(GetParam())->takes_compressed(),
+                                                  torch::ones(shapes[l]), Powerprop(alpha),
+                                                  static_cast<std::int64_t>(l), &nets[s].models.back()));
+        nets[s].context.weights.push_back(nets[s].weights.back().get());
+      }
+      nets[s].context.seed = net;
+      nets[s].context.sparsity = {asked, net % 2 == 0 ? "erk" : "uniform", {}};
+      nets[s].method = make_method(GetParam());
+      set_every_step(*nets[s].method);
+      nets[s].method->check(nets[s].context);
+      nets[s].method->prepare(nets[s].context);
+    }
+    for (const auto& w : nets[0].weights) {
+      total += w->nnz();
+      w->take_change();
+    }
+    for (const auto& w : nets[1].weights) w->take_change();
+    ASSERT_EQ(total, kept_count(positions, asked));
+    for (std::int64_t step = 1; step <= 26; ++step) {
+      const auto kind = static_cast<Values>(random.below(5));
+      for (std::size_t l = 0; l < shapes.size(); ++l) {
+        const at::Tensor phi = values(kind, nets[0].weights[l]->nnz(), random);
+        // Whole numbers, so that there are ties.
+        const at::Tensor gradient = torch::empty(shapes[l]);
+        for (std::int64_t i = 0; i < gradient.numel(); ++i) {
+          gradient.data_ptr<float>()[i] = static_cast<float>(random.below(9)) - 4;
+        }
+        for (auto& n : nets) {
+          test::set_values(*n.weights[l], phi);
+          test::give_gradient(*n.weights[l], n.models[l], gradient);
+        }
+      }
+      change_and_check(nets, step, total, grown);
+      if (HasFatalFailure()) return;
+      ++changes;
+    }
+  }
+  EXPECT_GE(changes, 1000);
+  EXPECT_GT(grown, 10000);  // that there were changes to look at
+}
+
+/// The methods that drop and grow.
+std::vector<std::string> names() {
+  std::vector<std::string> list;
+  for (const auto& m : known_methods())
+    if (dynamic_cast<const DropAndGrow*>(m.make().get()) != nullptr) list.push_back(m.name);
+  return list;
+}
+INSTANTIATE_TEST_SUITE_P(Registry, Topology, ::testing::ValuesIn(names()), [](const auto& p) {
+  std::string name = p.param;
+  for (char& ch : name) ch = std::isalnum(static_cast<unsigned char>(ch)) != 0 ? ch : '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace espalier
