@@ -102,7 +102,7 @@ std::optional<Json> summary_of(const RunConfig& config, const fs::path& path) {
       if (s.value("status", "") == "done") return s;
     }
   }
-  Json env = to_json(train::environment());
+  Json env = to_json(environment());
   env["seed"] = config.run.seed;
   train::RunDirectory directory =
       fs::exists(saved) ? train::RunDirectory::open(path)

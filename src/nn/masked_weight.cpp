@@ -113,7 +113,7 @@ class MaskedWeight : public SparseWeight {
                    name());
     const auto as_mask = [&](const at::Tensor& positions) {
       BitMask mask(numel());
-      for (const auto i : checked(positions, numel(), name(), "set")) mask.set(i, true);
+      for (const auto i : Positions(positions, numel(), name(), "set")) mask.set(i, true);
       return mask;
     };
     const BitMask now = as_mask(forward), learns = as_mask(backward);
@@ -125,9 +125,9 @@ class MaskedWeight : public SparseWeight {
       if (!backward_.test(i)) entered.push_back(i);
     forward_ = now;
     backward_ = learns;
-    note(left, entered, std::nullopt);
     freeze();
     push();
+    tell({to_tensor(left), to_tensor(entered), std::nullopt, {}});
   }
 
   at::Tensor all_values() const override { return phi_.detach(); }

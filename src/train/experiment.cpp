@@ -279,7 +279,6 @@ void take_values(const LoadedRun& run, SparseModel& model) {
     values.masked_scatter_(both, weight->reparametrisation().inverse(
                                      saved.masked_select(torch::isin(*there, here, /*assume_unique=*/true))));
     weight->rewire({here, here, values, std::nullopt});
-    weight->take_change();
   }
   const auto copy = [&](const std::string& name, at::Tensor to) {
     const at::Tensor* saved = find(run.checkpoint.model, name);

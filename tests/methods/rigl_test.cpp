@@ -57,8 +57,9 @@ struct Six {
 TEST(RigL, ADroppedWeightMayBeGrownAgainAndThenNothingHasHappened) {
   for (const bool compressed : {false, true}) {
     Six six(compressed, {.1f, -.9f, .2f, .5f, .8f, .05f});
+    test::Change changed(*six.w);
     six.rigl.after_step(six.context);  // drops position 1, whose gradient is the largest of 1, 3, 4, 5
-    EXPECT_FALSE(six.w->take_change().has_value());
+    EXPECT_FALSE(changed.take().has_value());
     EXPECT_EQ(numbers(six.w->active()), (Numbers{0, 1, 2}));
     EXPECT_FLOAT_EQ(six.w->weights()[1].item<float>(), -0.1f);
   }
@@ -67,8 +68,9 @@ TEST(RigL, ADroppedWeightMayBeGrownAgainAndThenNothingHasHappened) {
 TEST(RigL, GrowsWhereTheGradientIsLargestAtZero) {
   for (const bool compressed : {false, true}) {
     Six six(compressed, {.1f, -.4f, 9.f, .5f, -.8f, .8f});  // position 2 is kept; 4 and 5 tie: the lower
+    test::Change changed(*six.w);
     six.rigl.after_step(six.context);
-    const auto change = six.w->take_change();
+    const auto change = changed.take();
     ASSERT_TRUE(change);
     EXPECT_EQ(numbers(change->dropped), (Numbers{1}));
     EXPECT_EQ(numbers(change->grown), (Numbers{4}));

@@ -34,9 +34,28 @@ inline std::unique_ptr<SparseWeight> weight_of(bool compressed, const at::Tensor
   if (model != nullptr) *model = own;
   auto weight = make_masked_weight(name, own, psi, layer);
   weight->keep(w.view({-1}).nonzero().view({-1}));
-  weight->take_change();
   return weight;
 }
+
+/// The change of topology since the last look; at most one, as methods make them.
+class Change {
+ public:
+  explicit Change(SparseWeight& weight) : weight_(weight) {
+    weight.follow([this](const TopologyChange& change) {
+      last_ = change;
+      for (at::Tensor* positions : {&last_->dropped, &last_->grown})
+        if (!positions->defined()) *positions = torch::empty({0}, torch::kInt64);
+    });
+  }
+  ~Change() { weight_.follow({}); }
+  Change(const Change&) = delete;
+  Change& operator=(const Change&) = delete;
+  std::optional<TopologyChange> take() { return std::exchange(last_, std::nullopt); }
+
+ private:
+  SparseWeight& weight_;
+  std::optional<TopologyChange> last_;
+};
 
 /// Writes phi, given at active() in ascending order, in place of what is there.
 inline void set_values(SparseWeight& weight, const at::Tensor& phi) {

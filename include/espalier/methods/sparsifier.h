@@ -43,6 +43,9 @@ struct WeightDecay {
 };
 
 struct SparsifierOptions {
+  /// Positions of the first masks, by the names of weights, in place of random ones; every sparsified weight must be
+  /// named.
+  using Structure = std::map<std::string, at::Tensor>;
   TORCH_ARG(double, sparsity) = 0;
   TORCH_ARG(std::string, distribution) = "uniform";
   TORCH_ARG(std::vector<std::string>, dense_layers);
@@ -52,9 +55,6 @@ struct SparsifierOptions {
   TORCH_ARG(WeightDecay, weight_decay) = {};
   TORCH_ARG(std::shared_ptr<const Probe>, probe);  ///< needed by methods that look at the network before training
   TORCH_ARG(bool, restored) = false;  ///< `restore` follows: a method that is static does not draw its masks
-  /// Positions of the first masks, by the names of weights, in place of random ones; every sparsified weight must be
-  /// named.
-  using Structure = std::map<std::string, at::Tensor>;
   TORCH_ARG(Structure, structure);
 };
 
