@@ -151,9 +151,8 @@ void initialize_weight(torch::Tensor weight, const std::string& initializer, std
   fill(weight, init.distribution(fans(weight.sizes())), RandomStream(seed, Purpose::init, layer, kWeight));
 }
 
-torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Tensor& positions,
-                         torch::ScalarType type, const std::string& initializer, std::uint64_t seed,
-                         std::uint64_t layer) {
+torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Tensor& positions, torch::ScalarType type,
+                         const std::string& initializer, std::uint64_t seed, std::uint64_t layer) {
   const Distribution distribution = initializer == "normal" ? Distribution{Shape::normal, 1}
                                                             : find_initializer(initializer).distribution(fans(shape));
   return draw_at(positions, type, distribution, RandomStream(seed, Purpose::init, layer, kAgain));

@@ -29,9 +29,8 @@ void initialize_weight(torch::Tensor weight, const std::string& initializer, std
 
 /// Entries at these flat positions from a second draw of the same distribution, independent of the first: what a
 /// survivor of pruning may begin again with. "normal" draws the standard normal distribution.
-torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Tensor& positions,
-                         torch::ScalarType type, const std::string& initializer, std::uint64_t seed,
-                         std::uint64_t layer);
+torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Tensor& positions, torch::ScalarType type,
+                         const std::string& initializer, std::uint64_t seed, std::uint64_t layer);
 
 /// Every Linear, Conv2d and SparseLinear of `model`, numbered in the order of named_modules(), and their biases (a
 /// SparseLinear draws its entries when they are kept or looked at); batch norm gets
