@@ -50,9 +50,10 @@ TEST(SparseEvolutionary, GrowsAsManyAsItDropsAndMayTakeADroppedOneAgain) {
     bool again = false;
     for (std::uint64_t seed = 0; seed < 20; ++seed) {
       const auto w = weight_of(compressed, kEight);
+      test::Change changed(*w);
       const MethodContext context{{w.get()}, {10, 100, 10}, seed, {0.25, "uniform", {}}};
       set.after_step(context);  // one epoch of ten steps; floor(.3 * 6) = 1: position 6
-      const auto change = w->take_change();
+      const auto change = changed.take();
       ASSERT_TRUE(change);
       EXPECT_EQ(numbers(change->dropped), (Numbers{6}));
       ASSERT_EQ(change->grown.numel(), 1);
@@ -70,9 +71,10 @@ TEST(SparseEvolutionary, GrowsAsManyAsItDropsAndMayTakeADroppedOneAgain) {
 TEST(SparseEvolutionary, ChangesOnceAnEpochAndNotAfterTheLast) {
   SparseEvolutionary set;
   const auto w = weight_of(false, kEight);
+  test::Change changed(*w);
   for (const auto& [step, expected] : {std::pair{9, false}, {10, true}, {11, false}, {90, true}, {100, false}}) {
     set.after_step({{w.get()}, {step, 100, 10}, 1, {0.25, "uniform", {}}});
-    EXPECT_EQ(w->take_change().has_value(), expected) << step;
+    EXPECT_EQ(changed.take().has_value(), expected) << step;
   }
 }
 
@@ -80,11 +82,12 @@ TEST(Birth, AtZeroOnlyWhereItCanMove) {
   SparseEvolutionary set;
   for (const double alpha : {1.0, 1.5, 2.0}) {
     const auto w = weight_of(true, kEight, Powerprop(alpha));
+    test::Change changed(*w);
     const MethodContext context{{w.get()}, {10, 100, 10}, 1, {0.25, "uniform", {}}};
     set.check(context);
     for (int i = 0; i < 20; ++i) {
       set.after_step(context);
-      const at::Tensor grown = w->take_change()->grown;
+      const at::Tensor grown = changed.take()->grown;
       const at::Tensor at = torch::isin(w->active(), grown).nonzero().view({-1});
       const float born = w->values().index_select(0, at).abs().item<float>();
       EXPECT_EQ(born == 0.0f, alpha == 1.0) << alpha;

@@ -489,10 +489,12 @@ TEST(RunConfig, TheResolvedFileExplainsEveryKey) {
 TEST(RunConfig, DiffNamesWhatChanged) {
   const RunConfig a = with({"method.name=iterative-magnitude", "sparsity.sparsity=0.5"});
   const RunConfig b = with({"method.name=magnitude", "sparsity.sparsity=0.5", "optim.lr=0.05", "run.name=x"});
-  EXPECT_EQ(diff(a, b), (std::vector<std::string>{"run.name: \"\" -> \"x\"", "optim.lr: 0.1 -> 0.05",
-                                                  "method.name: \"iterative-magnitude\" -> \"magnitude\"",
-                                                  "method.at: (none) -> \"50%\"", "method.rounds: 5 -> (none)",
-                                                  "method.start: \"20%\" -> (none)", "method.end: \"80%\" -> (none)"}));
+  EXPECT_EQ(
+      diff(a, b),
+      (std::vector<std::string>{
+          "run.name: \"\" -> \"x\"", "optim.lr: 0.1 -> 0.05", "method.name: \"iterative-magnitude\" -> \"magnitude\"",
+          "method.at: (none) -> \"50%\"", "method.rounds: 5 -> (none)", "method.start: \"20%\" -> (none)",
+          "method.end: \"80%\" -> (none)", "method.rewind: false -> (none)", "method.rewind_to: \"0it\" -> (none)"}));
   EXPECT_TRUE(diff(a, a).empty());
 }
 
