@@ -77,6 +77,13 @@ Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, b
   return normalised(module, x, relu);
 }
 
+Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x) {
+  if (!y.is_images()) return sum(normalised(module, y, false), x, true);
+  const Activation b = x.images(y.image_layout().halo);
+  if (b.image_layout().halo > y.image_layout().halo) return sum(normalised(module, y, false), x, true);
+  return {ops::batch_norm_add(y.data(), b.data(), y.image_layout(), arguments_of(module), true), y.image_layout()};
+}
+
 Activation relu_over(const Activation& x) {
   return x.map([](at::Tensor data) { return data.relu_(); });
 }

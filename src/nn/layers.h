@@ -30,6 +30,10 @@ WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compresse
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu = false);
 Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu = false);
 
+/// max(0, batch_norm(module, y) + x), in images in one pass. Elsewhere the sum is written over the output of batch
+/// norm.
+Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x);
+
 /// max(0, x), written over x: for a tensor that nobody else holds and that no backward pass needs.
 Activation relu_over(const Activation& x);
 

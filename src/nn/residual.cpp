@@ -55,10 +55,14 @@ class BasicBlock : public ResidualBlock {
     Activation y = trace("conv1", conv1_(x));
     y = batch_norm_relu(bn1_, "bn1", y, trace);
     y = trace("conv2", conv2_(y));
-    y = trace("bn2", batch_norm(*bn2_, y));
-    if (!shortcut_conv_) return add_relu_over(y, x);
-    const Activation shortcut = trace("shortcut.0", shortcut_conv_(x));
-    return add_relu_over(y, trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut)));
+    // In the order in which observers are told: bn2 comes before the shortcut.
+    if (trace.observed()) y = trace("bn2", batch_norm(*bn2_, y));
+    Activation shortcut = x;
+    if (shortcut_conv_) {
+      shortcut = trace("shortcut.0", shortcut_conv_(x));
+      shortcut = trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut));
+    }
+    return trace.observed() ? add_relu_over(y, shortcut) : batch_norm_add_relu(*bn2_, y, shortcut);
   }
   std::string projection() const override { return shortcut_conv_ ? "shortcut.0" : ""; }
 

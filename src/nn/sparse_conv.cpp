@@ -9,6 +9,9 @@
 namespace espalier::nn {
 namespace {
 
+/// Up to as many, images are taken one by one (docs/kernels.md).
+constexpr std::int64_t kFewImages = 8;
+
 kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
   ESPALIER_CHECK(c10::get_if<torch::enumtype::kZeros>(&o.padding_mode()) != nullptr, ErrorKind::usage,
                  "sparse convolution: pads with zeros only; pad the images before it");
@@ -90,6 +93,17 @@ std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::
 }
 
 Activation SparseConv2dImpl::forward(const Activation& x) {
+  if (!x.is_images() && !x.is_tiled() && x.data().dim() == 4 && x.data().size(0) <= kFewImages &&
+      !torch::GradMode::is_enabled()) {
+    const auto matrix = weight()->matrix();
+    const at::Tensor& data = x.data();
+    ESPALIER_CHECK(data.size(1) == shape_.in, ErrorKind::usage,
+                   "sparse convolution: the images have {} channels, the weight takes {}", data.size(1), shape_.in);
+    if (!alone_ || !alone_->serves(matrix.get(), data.size(2), data.size(3))) {
+      alone_ = std::make_shared<ops::AlonePlan>(matrix, shape_, data.size(2), data.size(3));
+    }
+    return ops::sparse_conv2d_alone(data, *alone_, weight()->forward_values(), bias);
+  }
   const Activation in = x.images(ops::conv_halo(shape_));
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight()->matrix();

@@ -188,17 +188,21 @@ void check_conv(const ConvShape& s) {
                  kMost, s.in, s.out, s.kernel[0], s.kernel[1]);
 }
 
+void check_size(const ConvShape& shape, std::int64_t height, std::int64_t width) {
+  ESPALIER_CHECK(shape.output(0, height) > 0 && shape.output(1, width) > 0, ErrorKind::usage,
+                 "sparse convolution: images of {}x{} with padding {}x{} are smaller than the kernel, {}x{}{}", height,
+                 width, shape.padding[0], shape.padding[1], shape.kernel[0], shape.kernel[1],
+                 shape.dilation == ConvShape::Pair{1, 1} ? "" : " with its dilation");
+}
+
 std::int64_t conv_halo(const ConvShape& shape) { return std::max(shape.padding[0], shape.padding[1]); }
 
 ConvPlan::ConvPlan(std::shared_ptr<const Compressed> weight, const ConvShape& shape, const ImageLayout& in)
     : weight_(std::move(weight)), shape_(shape), in_(in) {
   ESPALIER_CHECK(in.channels == shape.in, ErrorKind::usage,
                  "sparse convolution: the images have {} channels, the weight takes {}", in.channels, shape.in);
+  check_size(shape, in.height, in.width);
   out_ = {0, shape.out, shape.output(0, in.height), shape.output(1, in.width), in.halo};
-  ESPALIER_CHECK(out_.height > 0 && out_.width > 0, ErrorKind::usage,
-                 "sparse convolution: images of {}x{} with padding {}x{} are smaller than the kernel, {}x{}{}",
-                 in.height, in.width, shape.padding[0], shape.padding[1], shape.kernel[0], shape.kernel[1],
-                 shape.dilation == ConvShape::Pair{1, 1} ? "" : " with its dilation");
   ESPALIER_ASSERT(in.halo >= conv_halo(shape));
   // Outputs that do not exist, but that the input pixels at the border ask for.
   const std::int64_t size[2] = {in.height, in.width}, outputs[2] = {out_.height, out_.width};

@@ -158,6 +158,27 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
                        dvalues.data());
     }
   }
+  // The first image by itself.
+  const AlonePlanes planes = alone_planes(s, c.height, c.width);
+  const std::vector<std::int32_t> alone_offset = alone_offsets(weight, s, planes);
+  std::vector<T> alone_x, alone_y(static_cast<std::size_t>(s.out * planes.blocks * kImageLanes));
+  for (std::int64_t k = 0; k < s.in; ++k) {
+    for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
+      for (std::int64_t h = 0; h < planes.rows; ++h) {
+        for (std::int64_t w = 0; w < planes.row; ++w) {
+          const std::int64_t ih = h * s.stride[0] + phase / s.stride[1] - s.padding[0],
+                             iw = w * s.stride[1] + phase % s.stride[1] - s.padding[1];
+          alone_x.push_back(x.inside(ih, iw) ? *x.at(k, ih, iw) : T(0));
+        }
+      }
+    }
+  }
+  alone_x.insert(alone_x.end(), kImageLanes, T(0));
+  for (const auto& [begin, end] : {std::pair{std::int64_t{0}, planes.blocks / 2}, {planes.blocks / 2, planes.blocks}}) {
+    kernels.forward_alone(weight.forward, alone_offset.data(), forward_values.data(), bias.data(), begin, end,
+                          planes.blocks * kImageLanes, alone_x.data(), alone_y.data());
+  }
+
   std::vector<T> dvalues_alone(values.size());
   {
     for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
@@ -205,6 +226,10 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
     if (!good) return;
     const double b = bias[static_cast<std::size_t>(o)];
     expect_near(y.at(o, h, w)[i], y_sum.at(o, h, w)[i] + b, y_size.at(o, h, w)[i] + std::abs(b), most);
+    if (i == 0) {
+      const auto at = static_cast<std::size_t>(o * planes.blocks * kImageLanes + h * planes.row + w);
+      expect_near(alone_y[at], y_sum.at(o, h, w)[i] + b, y_size.at(o, h, w)[i] + std::abs(b), most);
+    }
     good = !::testing::Test::HasFailure();
   });
   dx_sum.each([&](auto k, auto h, auto w, auto i) {

@@ -127,6 +127,44 @@ TEST(SparseConv2d, IsTheDenseConvolutionOfTheKeptWeights) {
   }
 }
 
+TEST(SparseConv2d, OfImagesAloneIsTheDenseConvolutionToo) {
+  const int before = at::get_num_threads();
+  for (const auto type : {torch::kFloat, torch::kDouble}) {
+    for (const Case& given : kCases) {
+      for (const std::int64_t larger : {1, 5}) {  // worth several threads
+        Case c = given;
+        c.height *= larger;
+        c.width *= larger;
+        SCOPED_TRACE(::testing::Message() << "samples " << c.samples << ", " << c.shape.in << " to " << c.shape.out);
+        torch::manual_seed(3);
+        const ConvShape& s = c.shape;
+        const Weight w(c, type);
+        Weight sizes = w;
+        sizes.values = w.values.detach().abs();
+        const Tensor x = torch::randn({c.samples, s.in, c.height, c.width}, type), bias = torch::randn({s.out}, type);
+        const AlonePlan plan(w.compressed, s, c.height, c.width);
+        at::set_num_threads(1);
+        const Tensor found = sparse_conv2d_alone(x, plan, w.forward, bias);
+        at::set_num_threads(3);
+        EXPECT_TRUE(
+            sparse_conv2d_alone(x.transpose(2, 3).contiguous().transpose(2, 3), plan, w.forward, bias).equal(found));
+        const auto of_torch = [&](const Weight& weight, const Tensor& in, const Tensor& b) {
+          return torch::conv2d(in.to(torch::kDouble), weight.dense(weight.values.detach().to(torch::kDouble), s),
+                               b.to(torch::kDouble), s.stride, s.padding, s.dilation, s.groups);
+        };
+        const Tensor expected = of_torch(w, x, bias);
+        ASSERT_EQ(found.sizes(), expected.sizes());
+        if (found.numel() == 0) continue;
+        const Tensor bound =
+            gamma_of(static_cast<double>(s.columns()) + 2, type) * of_torch(sizes, x.abs(), bias.abs());
+        EXPECT_LE(((found.to(torch::kDouble) - expected).abs() - bound).max().item<double>(), 0);
+        EXPECT_TRUE(sparse_conv2d_alone(x, plan, w.forward, {}).allclose(found - bias.view({1, -1, 1, 1}), 1e-4, 1e-5));
+      }
+    }
+  }
+  at::set_num_threads(before);
+}
+
 TEST(SparseConv2d, GivesTheSameBitsForAnyNumberOfThreads) {
   const int before = at::get_num_threads();
   for (const Case& given : kCases) {

@@ -24,7 +24,8 @@ class SparseConv2dImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
 
-  /// Images stay images; [N, C, H, W] is converted, and the result handed on as images.
+  /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
+  /// for, a few images in [N, C, H, W] stay what they are.
   Activation forward(const Activation& x);
   /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
   at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
@@ -33,7 +34,9 @@ class SparseConv2dImpl : public CompressedLayer {
 
  private:
   kernels::ConvShape shape_;
-  std::shared_ptr<const ops::ConvPlan> plan_;  // of the last images
+  // Of the last images.
+  std::shared_ptr<const ops::ConvPlan> plan_;
+  std::shared_ptr<const ops::AlonePlan> alone_;
 };
 TORCH_MODULE(SparseConv2d);
 
