@@ -169,7 +169,7 @@ template <class T, int rows, int width, bool input_gradient>
 inline void conv_backward_block(const CompressedSide& side, std::int64_t block, std::int64_t phase,
                                 const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
                                 std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
-                                T* dvalues) {
+                                bool add, T* dvalues) {
   constexpr int pixels = rows * width;
   const CompressedSide::Segment* segment = side.segment(block, phase);
   const std::uint16_t* line = side.outer_index.data() + segment->line;
@@ -186,7 +186,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
       for (int p = 0; p < pixels; ++p) {
         const std::int64_t pixel = at + p / width * x_row + p % width * x_step;
         xs[p] = load(x + pixel);
-        if constexpr (input_gradient) sum[p] = block > 0 ? load(dx + pixel) : Vec<T>{};
+        if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + pixel) : Vec<T>{};
       }
       const std::int64_t ahead = *std::min(line, last) * x_plane;
 #pragma GCC unroll 16
@@ -225,7 +225,8 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
 
 template <class T>
 void conv_backward(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
-                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues) {
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, bool add,
+                   T* dvalues) {
   const std::int64_t x_row = part.x.row * kImageLanes * stride[0], x_step = kImageLanes * stride[1],
                      x_plane = part.x.plane * kImageLanes, dy_row = part.y.row * kImageLanes;
   const auto lanes = [&](auto input_gradient, int lane) {
@@ -233,9 +234,9 @@ void conv_backward(const CompressedSide& side, std::int64_t phase, const std::in
       for (std::int64_t block = 0; block < side.blocks(); ++block) {
         each_strip_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
           const std::int64_t pixel = h * x_row + w * x_step + lane;
-          conv_backward_block<T, rows, width, input_gradient>(side, block, phase, offsets, values, x + pixel, x_row,
-                                                              x_step, x_plane, dy + h * dy_row + w * kImageLanes + lane,
-                                                              dy_row, dx != nullptr ? dx + pixel : nullptr, dvalues);
+          conv_backward_block<T, rows, width, input_gradient>(
+              side, block, phase, offsets, values, x + pixel, x_row, x_step, x_plane,
+              dy + h * dy_row + w * kImageLanes + lane, dy_row, dx != nullptr ? dx + pixel : nullptr, add, dvalues);
         });
       }
     });

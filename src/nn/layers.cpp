@@ -53,12 +53,19 @@ Activation sum(const Activation& y, const Activation& x, bool relu) {
 /// The module keeps itself alive where it is registered; a plain one gives and takes plain tensors.
 template <class Dense, class Sparse, class Options>
 WeightLayer made(const Options& options, bool compressed) {
+  WeightLayer layer;
   if (compressed) {
     const auto sparse = std::make_shared<Sparse>(options);
-    return {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }};
+    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }, {}};
+    if constexpr (std::is_same_v<Sparse, SparseConv2dImpl>) {
+      layer.fork = [impl = sparse.get()](const Activation& x) { return impl->fork(x); };
+    }
+  } else {
+    const auto dense = std::make_shared<Dense>(options);
+    layer = {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }, {}};
   }
-  const auto dense = std::make_shared<Dense>(options);
-  return {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }};
+  if (!layer.fork) layer.fork = [apply = layer.apply](const Activation& x) { return std::pair{apply(x), x}; };
+  return layer;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "espalier/nn/activation.h"
 #include "espalier/ops/pool.h"
@@ -18,6 +19,8 @@ namespace espalier::nn {
 struct WeightLayer {
   std::shared_ptr<torch::nn::Module> module;
   std::function<Activation(const Activation&)> apply;
+  /// The same, and x for its other use, as SparseConv2d::fork.
+  std::function<std::pair<Activation, Activation>(const Activation&)> fork;
 
   Activation operator()(const Activation& x) const { return apply(x); }
   explicit operator bool() const { return module != nullptr; }

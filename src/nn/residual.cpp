@@ -52,14 +52,14 @@ class BasicBlock : public ResidualBlock {
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
-    Activation y = trace("conv1", conv1_(x));
+    auto [y, shortcut] = conv1_.fork(x);
+    y = trace("conv1", y);
     y = batch_norm_relu(bn1_, "bn1", y, trace);
     y = trace("conv2", conv2_(y));
     // In the order in which observers are told: bn2 comes before the shortcut.
     if (trace.observed()) y = trace("bn2", batch_norm(*bn2_, y));
-    Activation shortcut = x;
     if (shortcut_conv_) {
-      shortcut = trace("shortcut.0", shortcut_conv_(x));
+      shortcut = trace("shortcut.0", shortcut_conv_(shortcut));
       shortcut = trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut));
     }
     return trace.observed() ? add_relu_over(y, shortcut) : batch_norm_add_relu(*bn2_, y, shortcut);

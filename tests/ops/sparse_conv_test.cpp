@@ -165,6 +165,39 @@ TEST(SparseConv2d, OfImagesAloneIsTheDenseConvolutionToo) {
   at::set_num_threads(before);
 }
 
+TEST(SparseConv2d, AForkAddsTheGradientOfTheOtherUse) {
+  for (const Case& c : kCases) {
+    if (c.samples == 0) continue;
+    torch::manual_seed(6);
+    const Weight w(c, torch::kDouble);
+    const std::int64_t halo = conv_halo(c.shape) + c.halo;
+    const Tensor nchw = torch::randn({c.samples, c.shape.in, c.height, c.width}, torch::kDouble);
+    const ImageLayout in = image_layout(nchw, halo);
+    const Tensor x = to_images(nchw, halo).set_requires_grad(true);
+    const auto plan = std::make_shared<ConvPlan>(w.compressed, c.shape, in);
+    const ImageLayout out = plan->output(in.samples);
+    const Tensor r = to_images(torch::randn_like(nchw), halo), r_before = r.clone();
+    const Tensor dy =
+        to_images(torch::randn({c.samples, out.channels, out.height, out.width}, torch::kDouble), out.halo);
+    const Tensor plain = sparse_conv2d(x, in, plan, w.values, w.forward, {});
+    const auto expected = torch::autograd::grad({plain}, {x, w.values}, {dy});
+
+    Forked f = sparse_conv2d_fork(x, in, plan, w.values, w.forward, {});
+    EXPECT_TRUE(f.y.equal(plain) && f.x.equal(x));
+    for (const bool twice : {false, true}) {
+      // A gradient that somebody else holds, and one of a function in between.
+      const Tensor other = twice ? f.x * 2 : f.x;
+      const auto found = torch::autograd::grad({f.y, other}, {x, w.values}, {dy, r}, true);
+      EXPECT_TRUE(found[0].allclose(expected[0] + (twice ? 2 : 1) * r, 1e-12, 1e-12));
+      EXPECT_TRUE(found[1].equal(expected[1]));
+      EXPECT_TRUE(r.equal(r_before));
+    }
+    EXPECT_TRUE(torch::autograd::grad({f.y}, {x}, {dy}, true)[0].equal(expected[0]));  // the other use left out
+    const auto alone = torch::autograd::grad({f.x}, {x}, {r}, true);                   // the convolution left out
+    EXPECT_TRUE(alone[0].equal(r));
+  }
+}
+
 TEST(SparseConv2d, GivesTheSameBitsForAnyNumberOfThreads) {
   const int before = at::get_num_threads();
   for (const Case& given : kCases) {

@@ -63,10 +63,11 @@ struct SparseConvKernels {
                         std::int64_t begin, std::int64_t end, std::int64_t y_plane, const T* x, T* y);
 
   /// Of one phase of the stride: input pixels (s i + phase), rows i of [begin, end), `width` of them in a row, all
-  /// channels: dx[c] = sum w dy, unless dx is null; dvalues[k] += <dy, x> over these pixels. x, dx: pixel of i = (0, 0)
-  /// of that phase; dy: pixel (0, 0). values, dvalues: [nnz], canonical order.
+  /// channels: dx[c] = sum w dy (added to what is there where `add`), unless dx is null; dvalues[k] += <dy, x> over
+  /// these pixels. x, dx: pixel of i = (0, 0) of that phase; dy: pixel (0, 0). values, dvalues: [nnz], canonical order.
   void (*backward)(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
-                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues);
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, bool add,
+                   T* dvalues);
 
   /// The sum of n entries, a multiple of 16, in a fixed order.
   double (*sum_of)(const T* x, std::int64_t n);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "espalier/nn/activation.h"
 #include "espalier/nn/compressed_layer.h"
@@ -27,12 +28,16 @@ class SparseConv2dImpl : public CompressedLayer {
   /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
   /// for, a few images in [N, C, H, W] stay what they are.
   Activation forward(const Activation& x);
+  /// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
+  std::pair<Activation, Activation> fork(const Activation& x);
   /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
   at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
 
   const kernels::ConvShape& shape() const { return shape_; }
 
  private:
+  std::pair<Activation, Activation> convolved(const Activation& x, bool fork);
+
   kernels::ConvShape shape_;
   // Of the last images.
   std::shared_ptr<const ops::ConvPlan> plan_;

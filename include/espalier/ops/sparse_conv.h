@@ -69,13 +69,13 @@ class AlonePlan {
 /// The halo that the images which go into a convolution need.
 std::int64_t conv_halo(const ConvShape& shape);
 
-/// y = w * x + b on images, into `y`, and its gradients into dx, dvalues and dbias; an undefined one of these (or bias)
-/// is left out. All tensors contiguous, of one type, sized as `sparse_conv2d` says. The same bits for any number of
-/// threads.
+/// y = w * x + b on images, into `y`, and its gradients into dx (added to what is there where `add`), dvalues and
+/// dbias; an undefined one of these (or bias) is left out. All tensors contiguous, of one type, sized as
+/// `sparse_conv2d` says. The same bits for any number of threads.
 void conv_forward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor& forward, const at::Tensor& bias,
                   const at::Tensor& x, at::Tensor& y);
 void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor& values, const at::Tensor& x,
-                   const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias);
+                   const at::Tensor& dy, at::Tensor& dx, bool add, at::Tensor& dvalues, at::Tensor& dbias);
 
 /// y = w * x + b on images (ops/images.h). x: images of layout `in`, which the plan serves; values: [nnz] in canonical
 /// order, what gradients are formed for; forward: the same values as `refresh_forward` leaves them; bias: [out] or
@@ -85,6 +85,15 @@ void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor
 at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
                          BackwardObserver observer = {});
+
+/// The same, and x for its other use, as in a residual block: the gradient of that use, which must have a halo of
+/// zeros, becomes the one that the convolution adds to, in place of a sum in a pass of its own.
+struct Forked {
+  at::Tensor y, x;
+};
+Forked sparse_conv2d_fork(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
+                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                          BackwardObserver observer = {});
 
 /// y = w * x + b for a few images, each by itself: groups of 16 would be filled with padding. x: [N, in, H, W] of the
 /// plan's size; forward, bias: as above. Result: [N, out, H', W']. Not differentiable.
