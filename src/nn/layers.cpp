@@ -77,6 +77,12 @@ WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compresse
   return made<torch::nn::LinearImpl, SparseLinearImpl>(options, compressed);
 }
 
+Activation ahead_of(const WeightLayer& next, const Activation& x) {
+  const auto conv = std::dynamic_pointer_cast<SparseConv2dImpl>(next.module);
+  if (conv == nullptr || x.is_images() || SparseConv2dImpl::takes_alone(x)) return x;
+  return x.images(ops::conv_halo(conv->shape()));
+}
+
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu) {
   return normalised(module, x, relu);
 }

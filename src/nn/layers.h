@@ -29,6 +29,10 @@ struct WeightLayer {
 WeightLayer weight_layer(const torch::nn::Conv2dOptions& options, bool compressed);
 WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compressed);
 
+/// What comes out of a dense convolution, converted at once if the next convolution is compressed: batch norm and sums
+/// on the way then work in batch tiles.
+Activation ahead_of(const WeightLayer& next, const Activation& x);
+
 /// What `module` computes, its statistics updated as it does; in tiles max(0, .) of it in the same pass, where asked.
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu = false);
 Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu = false);

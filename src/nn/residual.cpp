@@ -32,6 +32,7 @@ class ResidualBlock : public torch::nn::Module {
   virtual Activation forward(const Activation& x, const Trace& trace) = 0;
   /// The convolution around the block's other two; "" where it is the identity.
   virtual std::string projection() const = 0;
+  virtual const WeightLayer& first() const = 0;
 };
 
 class BasicBlock : public ResidualBlock {
@@ -65,6 +66,7 @@ class BasicBlock : public ResidualBlock {
     return trace.observed() ? add_relu_over(y, shortcut) : batch_norm_add_relu(*bn2_, y, shortcut);
   }
   std::string projection() const override { return shortcut_conv_ ? "shortcut.0" : ""; }
+  const WeightLayer& first() const override { return conv1_; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_conv_;
@@ -89,14 +91,16 @@ class PreActivationBlock : public ResidualBlock {
 
   Activation forward(const Activation& x, const Trace& trace) override {
     const Activation active = batch_norm_relu(bn1_, "bn1", x, trace);
-    Activation y = trace("conv1", conv1_(active));
+    auto [y, same] = conv1_.fork(active);
+    y = trace("conv1", y);
     y = batch_norm_relu(bn2_, "bn2", y, trace);
     if (dropout_) y = trace("dropout", y.map([&](const Tensor& data) { return dropout_->forward(data); }));
     y = trace("conv2", conv2_(y));
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
-    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(active)) : x);
+    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(same)) : x);
   }
   std::string projection() const override { return shortcut_ ? "convShortcut" : ""; }
+  const WeightLayer& first() const override { return conv1_; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_;
@@ -115,6 +119,7 @@ class Blocks {
   void add(std::string name, std::shared_ptr<ResidualBlock> block) {
     blocks_.push_back({std::move(name), std::move(block)});
   }
+  const WeightLayer& first() const { return blocks_.front().second->first(); }
   Activation forward(Activation x, const Trace& trace) const {
     for (const auto& [name, block] : blocks_) x = trace(name, block->forward(x, trace.inside(name)));
     return x;
@@ -162,7 +167,7 @@ class ResNet20 : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", conv1_(images));
+    Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = batch_norm_relu(bn1_, "bn1", x, trace);
     x = global_average(blocks_.forward(x, trace));
     return trace("linear", linear_(x)).plain();
@@ -206,7 +211,7 @@ class WideResNet : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", conv1_(images));
+    Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = blocks_.forward(x, trace);
     x = global_average(batch_norm_relu(bn1_, "bn1", x, trace));
     return trace("fc", fc_(x)).plain();

@@ -92,13 +92,17 @@ std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::
   return layer;
 }
 
+bool SparseConv2dImpl::takes_alone(const Activation& x) {
+  return !x.is_images() && !x.is_tiled() && x.data().dim() == 4 && x.data().size(0) <= kFewImages &&
+         !torch::GradMode::is_enabled();
+}
+
 Activation SparseConv2dImpl::forward(const Activation& x) { return convolved(x, false).first; }
 
 std::pair<Activation, Activation> SparseConv2dImpl::fork(const Activation& x) { return convolved(x, true); }
 
 std::pair<Activation, Activation> SparseConv2dImpl::convolved(const Activation& x, bool fork) {
-  if (!x.is_images() && !x.is_tiled() && x.data().dim() == 4 && x.data().size(0) <= kFewImages &&
-      !torch::GradMode::is_enabled()) {
+  if (takes_alone(x)) {
     const auto matrix = weight()->matrix();
     const at::Tensor& data = x.data();
     ESPALIER_CHECK(data.size(1) == shape_.in, ErrorKind::usage,

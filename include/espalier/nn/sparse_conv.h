@@ -28,6 +28,9 @@ class SparseConv2dImpl : public CompressedLayer {
   /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
   /// for, a few images in [N, C, H, W] stay what they are.
   Activation forward(const Activation& x);
+  /// Whether images [N, C, H, W] stay what they are.
+  static bool takes_alone(const Activation& x);
+
   /// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
   std::pair<Activation, Activation> fork(const Activation& x);
   /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
