@@ -218,7 +218,7 @@ void masked_gradient_sums(const T* x, const T* y, const T* dy, const Channel& ch
   });
 }
 
-template <class T, bool relu>
+template <class T, bool relu, bool add>
 inline void channel_gradient(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& scale, T level,
                              T slope, T* dx) {
   const ChannelScale<T> by = scale;
@@ -229,7 +229,9 @@ inline void channel_gradient(const T* x, const T* dy, const Channel& channel, co
       for (int v = 0; v < kBlockLanes; v += kLanes<T>) {
         const Vec<T> in = load(x + at + v);
         const Vec<T> g = through_relu<T, relu>(in, load(dy + at + v), by);
-        store(dx + at + v, (g - level - (in - by.mean) * slope) * by.scale);
+        Vec<T> out = (g - level - (in - by.mean) * slope) * by.scale;
+        if constexpr (add) out += load(dx + at + v);
+        store(dx + at + v, out);
       }
       for (int lane = piece.valid; lane < kBlockLanes; ++lane) dx[at + lane] = 0;
     });
@@ -237,9 +239,12 @@ inline void channel_gradient(const T* x, const T* dy, const Channel& channel, co
 }
 template <class T>
 void input_gradient(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, T level, T slope,
-                    T* dx) {
-  by.relu ? channel_gradient<T, true>(x, dy, channel, by, level, slope, dx)
-          : channel_gradient<T, false>(x, dy, channel, by, level, slope, dx);
+                    bool add, T* dx) {
+  const auto with = [&](auto relu) {
+    add ? channel_gradient<T, relu, true>(x, dy, channel, by, level, slope, dx)
+        : channel_gradient<T, relu, false>(x, dy, channel, by, level, slope, dx);
+  };
+  by.relu ? with(std::true_type{}) : with(std::false_type{});
 }
 
 template <class T>

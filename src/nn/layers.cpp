@@ -90,6 +90,13 @@ Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, b
   return normalised(module, x, relu);
 }
 
+std::pair<Activation, Activation> batch_norm_fork(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu) {
+  if (!x.is_images()) return {normalised(module, x, relu), x};
+  const ops::ImageLayout& layout = x.image_layout();
+  auto [y, same] = ops::batch_norm_fork(x.data(), layout, arguments_of(module), relu);
+  return {{std::move(y), layout}, {std::move(same), layout}};
+}
+
 Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x) {
   if (!y.is_images()) return sum(normalised(module, y, false), x, true);
   const Activation b = x.images(y.image_layout().halo);

@@ -37,6 +37,9 @@ Activation ahead_of(const WeightLayer& next, const Activation& x);
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu = false);
 Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu = false);
 
+/// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
+std::pair<Activation, Activation> batch_norm_fork(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu);
+
 /// max(0, batch_norm(module, y) + x), in images in one pass. Elsewhere the sum is written over the output of batch
 /// norm.
 Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x);

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "nn/layers.h"
@@ -90,14 +91,18 @@ class PreActivationBlock : public ResidualBlock {
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
-    const Activation active = batch_norm_relu(bn1_, "bn1", x, trace);
+    Activation active = x, skip = x;
+    if (trace.observed() || shortcut_)
+      active = batch_norm_relu(bn1_, "bn1", x, trace);
+    else
+      std::tie(active, skip) = batch_norm_fork(*bn1_, x, /*relu=*/true);
     auto [y, same] = conv1_.fork(active);
     y = trace("conv1", y);
     y = batch_norm_relu(bn2_, "bn2", y, trace);
     if (dropout_) y = trace("dropout", y.map([&](const Tensor& data) { return dropout_->forward(data); }));
     y = trace("conv2", conv2_(y));
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
-    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(same)) : x);
+    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(same)) : skip);
   }
   std::string projection() const override { return shortcut_ ? "convShortcut" : ""; }
   const WeightLayer& first() const override { return conv1_; }

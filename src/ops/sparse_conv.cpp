@@ -162,11 +162,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     at::Tensor dx;
     const bool add = gradients.size() > 1 && gradients[1].defined();
     if (add) {
-      // Where nobody but autograd holds it (twice around this call, and `gradients`), it becomes the sum itself.
-      const at::Tensor& other = gradients[1];
-      const bool ours = other.use_count() <= 3 && other.storage().use_count() == 1 && other.is_contiguous() &&
-                        !at::GradMode::is_enabled();
-      dx = ours ? other : other.clone(at::MemoryFormat::Contiguous);
+      dx = to_add_to(gradients[1]);
     } else if (ctx->saved_data["input_gradient"].toBool()) {
       dx = new_images(x.numel(), x.options());
     }

@@ -275,11 +275,14 @@ TEST(BatchNormKernels, FollowTheirFormulas) {
       std::vector<T> y(x.size(), T(-77)), dx = y;
       k.normalise(x.data(), channel, by, y.data());
       double g_sum = 0, g_product = 0, found_sum = 0, found_product = 0;
-      k.input_gradient(x.data(), dy.data(), channel, by, T(0.25), T(0.5), dx.data());
+      k.input_gradient(x.data(), dy.data(), channel, by, T(0.25), T(0.5), false, dx.data());
+      std::vector<T> more(x.size(), T(3));
+      k.input_gradient(x.data(), dy.data(), channel, by, T(0.25), T(0.5), true, more.data());
       for (const std::size_t i : valid) {
         const T full = 2 * x[i] - 2, g = relu && full <= 0 ? T(0) : dy[i];
         ASSERT_EQ(y[i], relu ? std::max(full, T(0)) : full);
         ASSERT_EQ(dx[i], (g - T(0.25) - (x[i] - T(0.5)) * T(0.5)) * 2);
+        ASSERT_EQ(more[i], dx[i] + 3);
         g_sum += static_cast<double>(g);
         g_product += static_cast<double>(g * (x[i] - T(0.5)));
       }
@@ -306,6 +309,7 @@ TEST(BatchNormKernels, FollowTheirFormulas) {
           for (const auto* written : {&y, &dx, &with, &g}) ASSERT_EQ((*written)[i], T(-77));
         } else if (!std::binary_search(valid.begin(), valid.end(), i)) {
           ASSERT_EQ(dx[i], T(0));
+          ASSERT_EQ(more[i], T(0));
         }
       }
     }

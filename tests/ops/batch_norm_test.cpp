@@ -122,6 +122,29 @@ TEST(BatchNorm, PlusASummandIsTorchs) {
   }
 }
 
+TEST(BatchNorm, AForkAddsTheGradientOfTheOtherUse) {
+  for (const Shape& s : kShapes) {
+    const Tensor nchw = images_of(s);
+    const ImageLayout layout = image_layout(nchw, s.halo);
+    const Tensor x = to_images(nchw, s.halo).requires_grad_();
+    const Tensor r = to_images(torch::randn_like(nchw), s.halo), r_before = r.clone(),
+                 dy = to_images(torch::randn_like(nchw), s.halo);
+    const BatchNorm norm{torch::rand({s.channels}, torch::kDouble), {}, {}, {}, true, 0.1, 1e-5};
+    const Tensor plain = batch_norm(x, layout, norm, true);
+    const Tensor expected = torch::autograd::grad({plain}, {x}, {dy})[0];
+    const Forked f = batch_norm_fork(x, layout, norm, true);
+    EXPECT_TRUE(f.y.equal(plain) && f.x.equal(x));
+    for (const bool twice : {false, true}) {
+      const Tensor other = twice ? f.x * 2 : f.x;
+      const Tensor dx = torch::autograd::grad({f.y, other}, {x}, {dy, r}, true)[0];
+      EXPECT_LE(largest_difference(dx, expected + (twice ? 2 : 1) * r), kClose);
+      EXPECT_TRUE(r.equal(r_before));
+      EXPECT_TRUE(halo_is_zero(dx, layout));
+    }
+    EXPECT_TRUE(torch::autograd::grad({f.y}, {x}, {dy}, true)[0].equal(expected));
+  }
+}
+
 TEST(BatchNorm, OfVectorsIsTorchs) {
   for (const std::int64_t samples : {2, 5, 16, 17, 63, 64, 65, 100, 128, 130}) {
     for (const std::int64_t features : {1, 7}) {

@@ -53,9 +53,9 @@ struct BatchNormKernels {
   void (*masked_gradient_sums)(const T* x, const T* y, const T* dy, const Channel& channel, T mean, T* g, double* sum,
                                double* product);
 
-  /// dx = (g - level - slope (x - mean)) scale; zero in padding.
+  /// dx = (g - level - slope (x - mean)) scale, added to what is there where `add`; zero in padding.
   void (*input_gradient)(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, T level, T slope,
-                         T* dx);
+                         bool add, T* dx);
 };
 
 }  // namespace espalier::kernels

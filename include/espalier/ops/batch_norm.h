@@ -24,6 +24,9 @@ struct BatchNorm {
 at::Tensor batch_norm(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu = false);
 at::Tensor batch_norm(const at::Tensor& tiles, const TileLayout& layout, const BatchNorm& norm, bool relu = false);
 
+/// The same, and x for its other use (ops/images.h).
+Forked batch_norm_fork(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu = false);
+
 /// y = bn(x) + summand, or max(0, bn(x) + summand), in one pass: the end of a residual block. Both are images of this
 /// layout, halo included. Differentiable in the summand too; keeps x, and y for the ReLU.
 at::Tensor batch_norm_add(const at::Tensor& images, const at::Tensor& summand, const ImageLayout& layout,

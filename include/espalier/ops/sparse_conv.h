@@ -86,11 +86,7 @@ at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared
                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
                          BackwardObserver observer = {});
 
-/// The same, and x for its other use, as in a residual block: the gradient of that use, which must have a halo of
-/// zeros, becomes the one that the convolution adds to, in place of a sum in a pass of its own.
-struct Forked {
-  at::Tensor y, x;
-};
+/// The same, and x for its other use (ops/images.h).
 Forked sparse_conv2d_fork(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
                           const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
                           BackwardObserver observer = {});
