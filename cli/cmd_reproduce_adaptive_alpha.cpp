@@ -48,13 +48,14 @@ std::vector<Arm> all_arms(const std::vector<double>& alphas) {
     set.insert(set.end(), more.begin(), more.end());
     arms.push_back({name, description, std::move(set), true});
   };
-  adaptive("near-zero", "the report's loop", {"reparam.signal=near-zero"});
-  adaptive("near-zero-layer", "the report's loop, one for each layer",
-           {"reparam.signal=near-zero", "reparam.per=layer"});
-  adaptive("effective", "effective share of zeros, and the loss",
-           {"reparam.signal=effective", "reparam.loss_tolerance=0.1"});
-  adaptive("effective-layer", "effective share of zeros, and the loss, one for each layer",
-           {"reparam.signal=effective", "reparam.loss_tolerance=0.1", "reparam.per=layer"});
+  const std::string near_zero = "reparam.signal=near-zero", each_epoch = "reparam.interval=1ep";
+  const std::vector<std::string> effective = {"reparam.signal=effective", "reparam.loss_tolerance=0.1"};
+  adaptive("near-zero", "the report's loop", {near_zero});
+  adaptive("near-zero-epoch", "the report's loop, each epoch", {near_zero, each_epoch});
+  adaptive("near-zero-layer", "the report's loop, one for each layer", {near_zero, "reparam.per=layer"});
+  adaptive("effective", "effective share of zeros, and the loss", effective);
+  adaptive("effective-epoch", "effective share of zeros, and the loss, each epoch",
+           {effective[0], effective[1], each_epoch});
   return arms;
 }
 
@@ -262,7 +263,8 @@ void add_reproduce_adaptive_alpha_command(CLI::App& reproduce, Context& context)
       "finished is not repeated; one that was stopped goes on.\n"
       "Examples:\n"
       "  espalier reproduce adaptive-alpha --data-root DIR\n"
-      "  espalier reproduce adaptive-alpha --data-root DIR --arm alpha-1.5 --arm effective --set reparam.interval=1ep");
+      "  espalier reproduce adaptive-alpha --data-root DIR --arm alpha-1.5 --arm effective-epoch \\\n"
+      "    --set optim.weight_decay=1e-4 --set optim.decay_on=phi");
   on_run(*command, context, [arguments, &context] { return run(*arguments, context); });
 }
 

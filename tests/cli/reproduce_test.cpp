@@ -30,7 +30,7 @@ TEST_F(Reproduce, AdaptiveAlphaBesideFixedOnes) {
   const std::string command =
       "reproduce adaptive-alpha c.toml --dir runs --seeds 2 --alphas 1,2 --threads 1 --json --arm alpha-1 --arm "
       "alpha-2 "
-      "--arm near-zero --arm effective-layer --set reparam.interval=1ep --set reparam.epsilon=0.05";
+      "--arm near-zero --arm near-zero-layer --set reparam.interval=1ep --set reparam.epsilon=0.05";
   const Result first = run(command);
   ASSERT_EQ(first.status, 0) << first.err;
   const json results = json::parse(first.out);
@@ -50,7 +50,7 @@ TEST_F(Reproduce, AdaptiveAlphaBesideFixedOnes) {
   EXPECT_EQ(trace[0].at("alpha"), 1.2);
   EXPECT_EQ(trace[2].at("epoch"), 2.0);
   EXPECT_EQ(results.at("arms").at("near-zero").at("alpha")[0], trace[2].at("alpha"));
-  EXPECT_EQ(results.at("arms").at("effective-layer").at("alpha")[0].size(), 2u);
+  EXPECT_EQ(results.at("arms").at("near-zero-layer").at("alpha")[0].size(), 2u);
   // What the inspecting command counts in the finished run is what stands in the table.
   const Result inspect = run("inspect runs/alpha-2-1/checkpoints/latest/model.safetensors --epsilon 0.05 --json");
   ASSERT_EQ(inspect.status, 0) << inspect.err;
