@@ -71,7 +71,9 @@ TEST_P(ChangeAlpha, AThousandChangesInARowAreNoWorseThanOne) {
   const at::Tensor steps = update == Update::target ? 1 + slope * slope : torch::ones_like(slope);
   EXPECT_TRUE((after - was).abs().le(was.abs() * bound(3.7, type) * steps).all().item<bool>())
       << ((after - was).abs() / was.abs()).max().item<double>();
-  if (update == Update::gradient) EXPECT_FALSE(after.equal(was)) << "a phi that is exact would make the bound idle";
+  if (update == Update::gradient) {
+    EXPECT_FALSE(after.equal(was)) << "a phi that is exact would make the bound idle";
+  }
 }
 
 TEST_P(ChangeAlpha, ZerosStayZerosWithTheirSigns) {
