@@ -1,12 +1,12 @@
 // espalier reproduce dpr: an experiment as runs with one table at the end.
 #include <atomic>
-#include <cmath>
 #include <csignal>
 #include <filesystem>
 
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/run_directory.h"
@@ -114,19 +114,6 @@ std::optional<Json> summary_of(const RunConfig& config, const fs::path& path) {
   return result.summary;
 }
 
-struct Statistics {
-  double mean = 0, deviation = 0;  ///< of a sample; 0 for one value
-};
-Statistics statistics(const std::vector<double>& values) {
-  Statistics s;
-  for (const double v : values) s.mean += v / static_cast<double>(values.size());
-  if (values.size() < 2) return s;
-  double squares = 0;
-  for (const double v : values) squares += (v - s.mean) * (v - s.mean);
-  s.deviation = std::sqrt(squares / static_cast<double>(values.size() - 1));
-  return s;
-}
-
 int run(const Arguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
   ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
@@ -173,7 +160,7 @@ int run(const Arguments& arguments, Context& context) {
   }
   std::string table = "| arm | | test accuracy, % | runs | weights kept |\n|---|---|---|---|---|\n";
   for (const Arm& arm : arms) {
-    const Statistics s = statistics(accuracy[arm.name]);
+    const report::Statistics s = report::statistics(accuracy[arm.name]);
     const std::string text = fmt::format("{:.2f} +- {:.2f}", 100 * s.mean, 100 * s.deviation);
     rows.push_back({arm.name, text, std::to_string(nnz[arm.name]), arm.description});
     table += fmt::format("| `{}` | {} | {} | {} | {} |\n", arm.name, arm.description, text, accuracy[arm.name].size(),

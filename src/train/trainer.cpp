@@ -14,6 +14,7 @@
 #include "espalier/train/environment.h"
 #include "espalier/train/experiment.h"
 #include "espalier/train/metrics.h"
+#include "espalier/train/tensorboard.h"
 
 namespace espalier::train {
 namespace {
@@ -65,6 +66,8 @@ class Run {
 
   TrainResult run() {
     resume_or_start();
+    first_step_ = step_;
+    began_ = SteadyClock::now();
     while (step_ < clock_.total_steps) {
       if (hooks_.stop != nullptr && hooks_.stop->load()) return stop();
       one_step();
@@ -78,6 +81,7 @@ class Run {
     if (!checkpoint) {
       metrics_ = std::make_unique<MetricsWriter>(directory_.metrics());
       timing_ = std::make_unique<MetricsWriter>(directory_.timing());
+      begin_tensorboard(nullptr);
       write_topology();
       return;
     }
@@ -103,7 +107,19 @@ class Run {
     if (state.contains("last_validation")) last_validation_ = number_from_json(state.at("last_validation"));
     metrics_ = std::make_unique<MetricsWriter>(directory_.metrics(), state.at("metrics_position").get<std::int64_t>());
     timing_ = std::make_unique<MetricsWriter>(directory_.timing(), state.at("timing_position").get<std::int64_t>());
+    begin_tensorboard(state.value("tensorboard", Json()));
     log_info(fmt::format("resuming at step {} of {}", step_, clock_.total_steps));
+  }
+
+  /// state: of the checkpoint, or null.
+  void begin_tensorboard(const Json& state) {
+    if (!config_.log.tensorboard) return;
+    tensorboard_ = std::make_unique<TensorBoard>(directory_.path() / "tb", state, step_);
+    if (step_ == 0) tensorboard_->text("config", 0, "```toml\n" + to_toml(config_) + "```\n");
+    const auto record = [this](const std::string& event, std::int64_t step, const Json& fields) {
+      tensorboard_->record(event, step, fields);
+    };
+    metrics_->also(record);
   }
 
   void one_step() {
@@ -136,6 +152,7 @@ class Run {
       metrics_->write("step", step_, {{"loss", loss_value}, {"lr", rate}, {"sparsity", model_.sparsifier->sparsity()}});
     }
     report_progress();
+    report_speed();
     const bool last = step_ == clock_.total_steps;
     if (step_ % per_epoch == 0 || last) end_of_epoch();
     if (last || falls_on(step_, config_.train.eval_every, clock_)) validate();
@@ -156,7 +173,10 @@ class Run {
                      {"nnz", model_.sparsifier->nnz()},
                      {"sparsity", model_.sparsifier->sparsity()}});
     timing_->write("epoch", step_,
-                   {{"epoch", epoch}, {"train_seconds", seconds()}, {"samples_per_second", samples_per_second()}});
+                   {{"epoch", epoch},
+                    {"train_seconds", seconds()},
+                    {"samples_per_second", samples_per_second()},
+                    {"recording_seconds", metrics_->seconds()}});
     log_info(fmt::format("epoch {:g}: train loss {:.4f}, accuracy {:.4f}, sparsity {:.4f}, {:.0f} samples/s", epoch,
                          running_.loss(), running_.accuracy(), model_.sparsifier->sparsity(), samples_per_second()));
     running_ = {};
@@ -244,6 +264,7 @@ class Run {
     if (last_validation_) c.state["last_validation"] = *last_validation_;
     c.state["metrics_position"] = metrics_->position();
     c.state["timing_position"] = timing_->position();
+    if (tensorboard_) c.state["tensorboard"] = tensorboard_->position();
     store_.save(c, best);
   }
 
@@ -266,6 +287,7 @@ class Run {
     metrics_->write("end", step_, {{"status", "done"}});
     metrics_->position();
     timing_->position();
+    if (tensorboard_) tensorboard_->position();
     directory_.write_summary(summary);
     return {Outcome::done, summary};
   }
@@ -353,6 +375,29 @@ class Run {
     return seconds() > 0 ? static_cast<double>(samples_before_ + samples_) / seconds() : 0;
   }
 
+  /// Now and then to timing.jsonl, for whoever watches from outside.
+  void report_speed() {
+    constexpr auto kEvery = std::chrono::seconds(5);
+    const auto now = SteadyClock::now();
+    if (now - speed_reported_ < kEvery) return;
+    speed_reported_ = now;
+    timing_->write("step", step_,
+                   {{"total_steps", clock_.total_steps},
+                    {"steps_per_epoch", clock_.steps_per_epoch},
+                    {"loss", running_.loss()},
+                    {"accuracy", running_.accuracy()},
+                    {"train_seconds", seconds()},
+                    {"samples_per_second", seconds_ > 0 ? static_cast<double>(samples_) / seconds_ : 0},
+                    {"seconds_left", seconds_left()}});
+  }
+
+  /// By the time since this process began, evaluation and checkpoints included.
+  double seconds_left() const {
+    if (samples_ == 0) return 0;
+    const auto steps = static_cast<double>(step_ - first_step_);
+    return seconds_since(began_) / steps * static_cast<double>(clock_.total_steps - step_);
+  }
+
   void report_progress() const {
     if (!hooks_.progress) return;
     Progress p;
@@ -363,9 +408,7 @@ class Run {
     p.accuracy = running_.accuracy();
     p.sparsity = model_.sparsifier->sparsity();
     p.samples_per_second = seconds_ > 0 ? static_cast<double>(samples_) / seconds_ : 0;
-    p.seconds_left = samples_ > 0 ? static_cast<double>((clock_.total_steps - step_) * config_.train.batch_size) /
-                                        std::max(1.0, p.samples_per_second)
-                                  : 0;
+    p.seconds_left = seconds_left();
     hooks_.progress(p);
   }
 
@@ -379,8 +422,10 @@ class Run {
   std::optional<Checkpoint> start_;  // where the run goes on from
   SparseModel model_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  std::unique_ptr<TensorBoard> tensorboard_;  // metrics_ writes to it
   std::unique_ptr<MetricsWriter> metrics_, timing_;
-  std::int64_t step_ = 0;
+  std::int64_t step_ = 0, first_step_ = 0;
+  SteadyClock::time_point began_, speed_reported_;
   Running running_;
   std::optional<double> best_accuracy_, last_validation_;
   std::int64_t best_nnz_ = 0;
