@@ -8,6 +8,7 @@
 #include "espalier/core/log.h"
 #include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
+#include "page.h"
 #include "sweep_runner.h"
 
 namespace espalier::cli {
@@ -23,7 +24,9 @@ struct Arguments {
   bool show = false, prune = true;
 };
 
-fs::path pruned_file(const fs::path& dir, const std::string& cell) { return dir / "cells" / (cell + ".pruned.json"); }
+constexpr const char* kPruned = "prune/test-notebook.json";  // what espalier prune leaves in the run
+
+fs::path pruned_file(const fs::path& dir, const std::string& cell) { return train::cell_run(dir, cell) / kPruned; }
 
 /// Test accuracy at each share kept, of all runs with one label: a column a label, a row a share.
 std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& cells, std::string& csv) {
@@ -54,6 +57,13 @@ std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& c
   return labels.empty() ? "" : columns(rows);
 }
 
+/// The page of figures, of what there is.
+int finish(const fs::path& dir, int status) {
+  train::write_file_atomically(dir / "report.html", report_page({dir / "cells"}));
+  log_info(fmt::format("report: {}", (dir / "report.html").string()));
+  return status;
+}
+
 int run(const Arguments& arguments, Context& context) {
   const std::string text = train::sweep_text(arguments.name);
   if (arguments.show) {
@@ -68,10 +78,11 @@ int run(const Arguments& arguments, Context& context) {
       arguments.sweep.dir.empty() ? fs::path("runs") / ("reproduce-" + arguments.name) : fs::path(arguments.sweep.dir);
   std::vector<AfterCell> after;
   if (arguments.prune)
-    after.push_back({"pruned", {"prune", "{run}", "--threads", "{threads}", "--distribution", "notebook", "--json"}});
+    after.push_back({{"prune", "{run}", "--threads", "{threads}", "--distribution", "notebook"}, kPruned});
   std::vector<train::Cell> cells;
   const int status = run_sweep(all, arguments.sweep, dir, text, context, after, &cells);
-  if (!arguments.prune || arguments.sweep.dry_run || status == kStoppedBySignal) return status;
+  if (arguments.sweep.dry_run || status == kStoppedBySignal) return status;
+  if (!arguments.prune) return finish(dir, status);
   std::string csv;
   const std::string table = pruning_table(dir, cells, csv);
   train::write_file_atomically(dir / "pruning.csv", csv);
@@ -79,7 +90,7 @@ int run(const Arguments& arguments, Context& context) {
     context.console.print("\nTest accuracy, %, after pruning once without retraining:\n" + table);
     log_info(fmt::format("pruned: {}", (dir / "pruning.csv").string()));
   }
-  return status;
+  return finish(dir, status);
 }
 
 }  // namespace

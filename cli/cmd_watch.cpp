@@ -8,7 +8,6 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <mutex>
 #include <sstream>
 #include <thread>
 
@@ -19,6 +18,7 @@
 #include "espalier/report/live.h"
 #include "espalier/train/json.h"
 #include "live_server.h"
+#include "page.h"
 
 namespace espalier::cli {
 namespace {
@@ -80,7 +80,7 @@ std::string text_page(std::vector<report::LiveRun>& runs) {
          "<meta http-equiv=\"refresh\" content=\"2\"><meta name=\"viewport\" content=\"width=device-width\">"
          "<style>:root{color-scheme:light dark}body{margin:1.5rem}pre{font:14px/1.4 monospace;overflow-x:auto;"
          "padding-bottom:1rem;border-bottom:1px solid}</style></head><body>\n" +
-         body + "<p><a href=\"api/runs\">JSON</a></p></body></html>\n";
+         body + "<p><a href=\"report\">Report</a> <a href=\"api/runs\">JSON</a></p></body></html>\n";
 }
 
 int serve(const Arguments& arguments, std::vector<report::LiveRun>& runs) {
@@ -88,11 +88,8 @@ int serve(const Arguments& arguments, std::vector<report::LiveRun>& runs) {
   LiveServerOptions options;
   for (const auto& run : runs) options.runs.push_back(run.path());
   options.port = arguments.port;
-  std::mutex mutex;
-  options.page = [&] {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return text_page(runs);
-  };
+  options.page = [&] { return text_page(runs); };
+  options.report = [&options] { return report_page(options.runs); };
   options.ready = [](const std::string& url) { log_info(fmt::format("{} (Ctrl-C ends)", url)); };
   serve_runs(options, stop_requested);
   return 0;

@@ -20,6 +20,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_reproduce_dpr_command(*reproduce, context);
   add_reproduce_sweeps(*reproduce, context);
   add_watch_command(app, context);
+  add_report_command(app, context);
   add_inspect_command(app, context);
   add_data_command(app, context);
   add_config_command(app, context);

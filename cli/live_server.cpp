@@ -103,9 +103,14 @@ void serve_runs(const LiveServerOptions& options, const std::atomic<bool>& stop)
 
   std::mutex mutex;  // requests come in several threads; a LiveRun remembers how far it has read
   std::vector<report::LiveRun> live(options.runs.begin(), options.runs.end());
-  server.Get("/", [&](const httplib::Request&, httplib::Response& response) {
-    response.set_content(options.page(), "text/html; charset=utf-8");
-  });
+  const auto html = [&mutex](const std::function<std::string()>& make) {
+    return [&mutex, &make](const httplib::Request&, httplib::Response& response) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      response.set_content(make(), "text/html; charset=utf-8");
+    };
+  };
+  server.Get("/", html(options.page));
+  server.Get("/report", html(options.report));
   server.Get("/api/runs", [&](const httplib::Request&, httplib::Response& response) {
     train::Json list = train::Json::array();
     const std::lock_guard<std::mutex> lock(mutex);

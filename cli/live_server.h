@@ -12,14 +12,15 @@ namespace espalier::cli {
 struct LiveServerOptions {
   std::vector<std::filesystem::path> runs;
   int port = 0;  ///< 0: any free one
-  /// What a browser shows; called for each request.
-  std::function<std::string()> page;
+  /// What a browser shows at / and at /report; called for each request, one at a time.
+  std::function<std::string()> page, report;
   /// Told the address, once the port is open: "http://127.0.0.1:6007/".
   std::function<void(const std::string& url)> ready;
 };
 
 /// Serves until `stop` is set.
-///   /                            the page
+///   /                            where the runs stand, loading itself again
+///   /report                      the page of espalier report, as of now
 ///   /api/runs                    where each run stands: what `espalier watch --json` prints
 ///   /api/runs/N/FILE             a file of run N: metrics.jsonl, timing.jsonl, weights.jsonl, summary.json,
 ///                                config.toml, env.json; ?from=BYTES begins there

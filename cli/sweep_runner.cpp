@@ -59,8 +59,8 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
   return out;
 }
 
-/// Starts the program itself. Standard output goes to `out`, standard error to `log`.
-pid_t start(std::vector<std::string> arguments, const fs::path& out, const fs::path& log) {
+/// Starts the program itself; what it says is appended to `log`.
+pid_t start(std::vector<std::string> arguments, const std::string& log) {
   arguments.insert(arguments.begin(), "espalier");
   std::vector<std::string> variables = cell_environment();
   const auto argv = pointers(arguments), envp = pointers(variables);
@@ -73,12 +73,9 @@ pid_t start(std::vector<std::string> arguments, const fs::path& out, const fs::p
   if (::getppid() != parent) ::_exit(127);
   ::setpgid(0, 0);  // Ctrl-C is for the sweep, which passes it on once
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, SIG_DFL);
-  const int in = ::open("/dev/null", O_RDONLY);
-  const int printed = ::open(out.c_str(), O_WRONLY | O_CREAT | (out == log ? O_APPEND : O_TRUNC), 0666);
-  const int said = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
-  if (in < 0 || printed < 0 || said < 0) ::_exit(127);
-  if (::dup2(in, 0) < 0 || ::dup2(printed, 1) < 0 || ::dup2(said, 2) < 0) ::_exit(127);
-  for (const int fd : {in, printed, said})
+  const int in = ::open("/dev/null", O_RDONLY), out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0666);
+  if (in < 0 || out < 0 || ::dup2(in, 0) < 0 || ::dup2(out, 1) < 0 || ::dup2(out, 2) < 0) ::_exit(127);
+  for (const int fd : {in, out})
     if (fd > 2) ::close(fd);
   ::execve("/proc/self/exe", argv.data(), envp.data());
   ::_exit(127);
@@ -198,14 +195,14 @@ class Runner {
     SteadyClock::time_point since;
   };
 
-  fs::path printed_file(const Task& task) const {
-    return dir_ / "cells" / (cells_[task.cell].name + "." + task.after->name + ".json");
+  bool is_made(const Task& task) const {
+    return fs::exists(train::cell_run(dir_, cells_[task.cell].name) / task.after->makes);
   }
 
   void add_after(std::size_t cell, const CellState& state) {
     if (state.status != "done") return;
     for (const AfterCell& after : after_)
-      if (!fs::exists(printed_file({cell, &after}))) waiting_.push_back({cell, &after});
+      if (!is_made({cell, &after})) waiting_.push_back({cell, &after});
   }
 
   void add_divergence(std::size_t cell, const CellState& state) {
@@ -217,26 +214,26 @@ class Runner {
   void start_some() {
     for (auto it = waiting_.begin(); it != waiting_.end() && running_.size() < jobs_;) {
       const Cell& cell = cells_[it->cell];
-      const fs::path run = train::cell_run(dir_, cell.name), log = train::cell_log(dir_, cell.name);
+      const fs::path run = train::cell_run(dir_, cell.name);
       if (train::is_held(run)) {  // by a cell of a sweep that was killed: it is writing its checkpoint
         if (!said_held_) log_info(fmt::format("{}: another process is still in it; waiting", cell.name));
         said_held_ = true;
         ++it;
         continue;
       }
-      pid_t pid = 0;
+      // Starts the run, or goes on with it.
+      std::vector<std::string> arguments = {"train", train::cell_config(dir_, cell.name).string(), "--resume",
+                                            run.string()};
       if (it->after == nullptr) {
         std::error_code ignored;
         fs::remove(train::cell_failure(dir_, cell.name), ignored);
-        // Starts the run, or goes on with it.
-        pid = start({"train", train::cell_config(dir_, cell.name).string(), "--resume", run.string()}, log, log);
       } else {
-        std::vector<std::string> arguments;
+        arguments.clear();
         for (const auto& word : it->after->arguments)
           arguments.push_back(
               replaced(replaced(word, "{run}", run.string()), "{threads}", std::to_string(cell.config.run.threads)));
-        pid = start(arguments, printed_file(*it).string() + ".part", log);
       }
+      const pid_t pid = start(arguments, train::cell_log(dir_, cell.name).string());
       console_.message(LogLevel::debug, fmt::format("{}: process {}", cell.name, pid));
       running_[pid] = {*it, SteadyClock::now()};
       it = waiting_.erase(it);
@@ -283,15 +280,12 @@ class Runner {
   }
 
   void end_after(const Task& task, int status) {
-    const fs::path file = printed_file(task), part = file.string() + ".part";
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-      fs::rename(part, file);
-      console_.message(LogLevel::debug, fmt::format("{}: {}", cells_[task.cell].name, task.after->name));
-    } else if (!stopping_) {
-      fail(task, status, false);
-    } else {
+    const bool good = WIFEXITED(status) && WEXITSTATUS(status) == 0 && is_made(task);
+    if (good) return;
+    if (stopping_)
       interrupted_ = true;
-    }
+    else
+      fail(task, status, false);
   }
 
   void fail(const Task& task, int status, bool keep) {

@@ -21,11 +21,11 @@ void add_sweep_arguments(CLI::App& command, SweepArguments& arguments, const std
 
 constexpr int kStoppedBySignal = 75;  ///< after good checkpoints: start me again
 
-/// A command for every cell that is done: its arguments, "{run}" being the cell's run directory. What it prints is kept
-/// as cells/<cell>.<name>.json; where that is there, it is not run again.
+/// A command for every cell that is done: its arguments ("{run}" is the cell's run directory, "{threads}" its threads),
+/// and the file in the run directory that it writes: where that is, the command is not run again.
 struct AfterCell {
-  std::string name;
   std::vector<std::string> arguments;
+  std::string makes;
 };
 
 /// Plans the sweep, runs what is not finished, writes results.csv, results.json and times.csv, prints the comparison.

@@ -12,13 +12,13 @@
 
 #include "espalier/core/csv.h"
 #include "espalier/core/error.h"
+#include "espalier/report/statistics.h"
 
 namespace espalier::report {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr double kPi = 3.14159265358979323846;
 constexpr std::size_t kMaxKeysInText = 8;
 
 /// Keys that change how a run is carried out and not what comes out of it; the seed is what groups are made over.
@@ -293,44 +293,24 @@ std::vector<RunResult> read_runs(const std::vector<fs::path>& paths) {
   return out;
 }
 
-double student_t_975(std::size_t degrees) {
-  ESPALIER_ASSERT(degrees >= 1);
-  // P(|T| < t) in closed form for integer degrees of freedom: Abramowitz and Stegun 26.7.3 and 26.7.4.
-  const auto within = [degrees](double t) {
-    const double theta = std::atan(t / std::sqrt(static_cast<double>(degrees)));
-    const double cosine = std::cos(theta), sine = std::sin(theta);
-    const bool odd = degrees % 2 == 1;
-    double term = odd ? cosine : 1, sum = 0;
-    for (std::size_t k = odd ? 1 : 0; k + 2 <= degrees; k += 2) {  // term: times cos^k
-      sum += term;
-      term *= cosine * cosine * static_cast<double>(k + 1) / static_cast<double>(k + 2);
-    }
-    return odd ? 2 / kPi * (theta + sine * sum) : sine * sum;
-  };
-  double low = 1.9, high = 13;  // the quantile falls from 12.706 to 1.96
-  for (int i = 0; i < 60; ++i) {
-    const double middle = (low + high) / 2;
-    (within(middle) < 0.95 ? low : high) = middle;
-  }
-  return (low + high) / 2;
-}
-
 Statistics statistics(const std::vector<double>& values) {
+  const Interval interval = mean_interval(values);
   Statistics s;
+  s.n = interval.count;
+  if (s.n == 0) return s;
+  s.mean = interval.mean;
+  if (s.n > 1) {
+    s.deviation = interval.deviation;
+    s.ci95 = (interval.high - interval.low) / 2;
+  }
+  s.min = INFINITY;
+  s.max = -INFINITY;
   for (const double v : values) {
     if (!std::isfinite(v)) continue;
-    s.min = s.n == 0 ? v : std::min(s.min, v);
-    s.max = s.n == 0 ? v : std::max(s.max, v);
+    s.min = std::min(s.min, v);
+    s.max = std::max(s.max, v);
     s.integers = s.integers && v == std::floor(v) && std::abs(v) < 9e15;
-    ++s.n;
-    s.mean += (v - s.mean) / static_cast<double>(s.n);
   }
-  if (s.n < 2) return s;
-  double squares = 0;
-  for (const double v : values)
-    if (std::isfinite(v)) squares += (v - s.mean) * (v - s.mean);
-  s.deviation = std::sqrt(squares / static_cast<double>(s.n - 1));
-  s.ci95 = student_t_975(s.n - 1) * s.deviation / std::sqrt(static_cast<double>(s.n));
   return s;
 }
 

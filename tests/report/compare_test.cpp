@@ -37,18 +37,7 @@ class Compare : public ::testing::Test {
   TemporaryDirectory folder;
 };
 
-// Tables of Student's t distribution, two-sided 0.05.
-TEST(Statistics, TheQuantilesOfStudentsT) {
-  EXPECT_NEAR(student_t_975(1), 12.7062, 5e-5);
-  EXPECT_NEAR(student_t_975(2), 4.30265, 5e-6);
-  EXPECT_NEAR(student_t_975(3), 3.18245, 5e-6);
-  EXPECT_NEAR(student_t_975(4), 2.77645, 5e-6);
-  EXPECT_NEAR(student_t_975(9), 2.26216, 5e-6);
-  EXPECT_NEAR(student_t_975(30), 2.04227, 5e-6);
-  EXPECT_NEAR(student_t_975(1000), 1.96234, 5e-6);
-}
-
-TEST(Statistics, OfThreeValues) {
+TEST(CompareStatistics, OfThreeValues) {
   const Statistics s = statistics({1, 2, 6});
   EXPECT_EQ(s.n, 3U);
   EXPECT_DOUBLE_EQ(s.mean, 3);
@@ -59,7 +48,7 @@ TEST(Statistics, OfThreeValues) {
   EXPECT_TRUE(s.integers);
 }
 
-TEST(Statistics, OfOneValueThereIsNoSpreadAndNonFiniteOnesDoNotCount) {
+TEST(CompareStatistics, OfOneValueThereIsNoSpreadAndNonFiniteOnesDoNotCount) {
   const Statistics s = statistics({std::nan(""), 0.5, INFINITY});
   EXPECT_EQ(s.n, 1U);
   EXPECT_EQ(s.mean, 0.5);

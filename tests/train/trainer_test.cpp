@@ -117,6 +117,8 @@ TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
   const RunConfig config = small_in(GetParam());
   run(config, tmp.path() / "whole");
   const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
+  const std::string weights = read_file(tmp.path() / "whole" / "weights.jsonl");
+  ASSERT_EQ(read_metrics(tmp.path() / "whole" / "weights.jsonl").size(), 3U) << "steps 0, 50 and 66";
   const auto whole = load_latest_checkpoint(tmp.path() / "whole");
   for (const int stop_at : {1, 5, 21, 22, 43, 65}) {
     const fs::path path = tmp.path() / ("stopped-" + std::to_string(stop_at));
@@ -129,6 +131,7 @@ TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
     torch::manual_seed(999);  // whatever the process did in between
     ASSERT_EQ(run(config, path).outcome, Outcome::done);
     EXPECT_EQ(read_file(path / "metrics.jsonl"), metrics) << stop_at;
+    EXPECT_EQ(read_file(path / "weights.jsonl"), weights) << stop_at;
     const auto resumed = load_latest_checkpoint(path);
     for (const auto part : {&Checkpoint::model, &Checkpoint::optimizer, &Checkpoint::sparsity}) {
       const auto& a = (*whole).*part;

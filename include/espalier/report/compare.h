@@ -45,8 +45,6 @@ struct Statistics {
   bool integers = true;
 };
 Statistics statistics(const std::vector<double>& values);
-/// The 0.975 quantile of Student's t distribution. degrees >= 1.
-double student_t_975(std::size_t degrees);
 
 struct Group {
   std::vector<Json> keys;  ///< as Comparison::keys; null where a run has no such field

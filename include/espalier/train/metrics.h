@@ -13,9 +13,9 @@
 
 namespace espalier::train {
 
-/// Appends events to metrics.jsonl or timing.jsonl. metrics.jsonl must be byte-identical between a run and one that was
-/// killed and resumed, so nothing that depends on the clock or the machine may be written to it: that goes to
-/// timing.jsonl. Lines go to the file at least once a second as long as events come.
+/// Appends events to metrics.jsonl, weights.jsonl or timing.jsonl. The first two must be byte-identical between a run
+/// and one that was killed and resumed, so nothing that depends on the clock or the machine may be written to them: that
+/// goes to timing.jsonl. Lines go to the file at least once a second as long as events come.
 class MetricsWriter {
  public:
   /// A new file; an existing one is emptied.
@@ -27,8 +27,9 @@ class MetricsWriter {
   MetricsWriter& operator=(const MetricsWriter&) = delete;
   ~MetricsWriter();
 
-  /// event: step, epoch, eval, topology, checkpoint, task, warning or end. fields: an object without `event` and
-  /// `step`; numbers as double or integer (a float would show its rounding: 0.1f is 0.10000000149011612).
+  /// event: step, epoch, eval, topology, checkpoint, task, warning or end; weights in weights.jsonl. fields: an object
+  /// without `event` and `step`; numbers as double or integer (a float would show its rounding: 0.1f is
+  /// 0.10000000149011612).
   void write(const std::string& event, std::int64_t step, const Json& fields = Json::object());
 
   /// Every event goes to `reader` too, after it has been written.

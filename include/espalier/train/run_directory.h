@@ -50,6 +50,7 @@ class RunDirectory {
   std::filesystem::path config() const { return path_ / "config.toml"; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path timing() const { return path_ / "timing.jsonl"; }
+  std::filesystem::path weights() const { return path_ / "weights.jsonl"; }
   std::filesystem::path log() const { return path_ / "log.txt"; }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
 
