@@ -150,6 +150,7 @@ std::string resolve(const std::string& name, const std::vector<RunResult>& runs,
         all.push_back(field);
         const auto dot = field.find('.');
         if (dot == std::string::npos) continue;
+        all.push_back(field.substr(dot + 1));
         if (field.substr(dot + 1) == name || (field.substr(0, dot) == name && field.substr(dot + 1) == "name"))
           ends_so.insert(field);
       }

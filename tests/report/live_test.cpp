@@ -132,7 +132,7 @@ TEST_F(Live, EndsWithTheRunAndNotWithAStaleSummary) {
 }
 
 TEST_F(Live, OddFilesDoNotCrashAndNothingOfThemReachesTheTerminal) {
-  write_bytes(folder / "config.toml", "[[[");
+  write_bytes(folder / "config.toml", "[run");
   write_bytes(folder / "summary.json", "{\"status\":7}");
   write_bytes(folder / ".espalier.lock", "-5 on nowhere");
   write_bytes(folder / "timing.jsonl",

@@ -1,5 +1,5 @@
 /// Asks a question of many runs: what differs between them, and what came out of it, with how many seeds and how much
-/// spread. Reads config.toml and summary.json, nothing else. docs/compare.md.
+/// spread. Reads config.toml and summary.json, nothing else. docs/sweeps.md.
 #pragma once
 
 #include <filesystem>
