@@ -59,8 +59,13 @@ std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& c
 
 /// The page of figures, of what there is.
 int finish(const fs::path& dir, int status) {
-  train::write_file_atomically(dir / "report.html", report_page({dir / "cells"}));
-  log_info(fmt::format("report: {}", (dir / "report.html").string()));
+  try {
+    train::write_file_atomically(dir / "report.html", report_page({dir / "cells"}));
+    log_info(fmt::format("report: {}", (dir / "report.html").string()));
+  } catch (const Error& error) {
+    if (status == 0) throw;
+    log_warning(fmt::format("no report.html: {}", error.what()));  // what failed has been said
+  }
   return status;
 }
 

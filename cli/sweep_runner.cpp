@@ -175,7 +175,8 @@ class Runner {
       collect();
     }
     console_.progress("");
-    return stopping_ || interrupted_;
+    write_tables();
+    return interrupted_ || !waiting_.empty();
   }
 
   struct Failure {
@@ -200,7 +201,7 @@ class Runner {
   }
 
   void add_after(std::size_t cell, const CellState& state) {
-    if (state.status != "done") return;
+    if (state.status != "done" || cells_[cell].command != "train") return;
     for (const AfterCell& after : after_)
       if (!is_made({cell, &after})) waiting_.push_back({cell, &after});
   }
@@ -222,7 +223,7 @@ class Runner {
         continue;
       }
       // Starts the run, or goes on with it.
-      std::vector<std::string> arguments = {"train", train::cell_config(dir_, cell.name).string(), "--resume",
+      std::vector<std::string> arguments = {cell.command, train::cell_config(dir_, cell.name).string(), "--resume",
                                             run.string()};
       if (it->after == nullptr) {
         std::error_code ignored;
@@ -276,7 +277,8 @@ class Runner {
     } else {
       fail(child.task, status, true);
     }
-    write_tables();
+    // All cells are read for it: with thousands of them not after each.
+    if (SteadyClock::now() - written_ > 20 * writing_takes_) write_tables();
   }
 
   void end_after(const Task& task, int status) {
@@ -296,11 +298,14 @@ class Runner {
     log_warning(fmt::format("{}: {}", name, reason));
   }
 
-  void write_tables() const {
+  void write_tables() {
+    const auto start = SteadyClock::now();
     const train::SweepTables tables = train::tabulate(dir_, cells_);
     train::write_file_atomically(dir_ / "results.csv", tables.results);
     train::write_file_atomically(dir_ / "results.json", train::to_json_text(tables.json));
     train::write_file_atomically(dir_ / "times.csv", tables.times);
+    written_ = SteadyClock::now();
+    writing_takes_ = written_ - start;
   }
 
   /// The line of a terminal, redrawn twice a second.
@@ -330,7 +335,8 @@ class Runner {
   std::size_t finished_ = 0, ended_here_ = 0;
   double seconds_ = 0;
   bool stopping_ = false, interrupted_ = false, said_held_ = false;
-  SteadyClock::time_point shown_;
+  SteadyClock::time_point shown_, written_;
+  SteadyClock::duration writing_takes_{};
 };
 
 }  // namespace

@@ -24,7 +24,8 @@ constexpr std::size_t kMaxCells = 100000;
 constexpr std::size_t kMaxName = 120;        // of a folder; most file systems end at 255 bytes
 constexpr std::size_t kMaxDifferences = 10;  // shown
 constexpr const char* kTable = "sweep";
-const std::vector<std::string> kKeys{"preset", "seeds", "grid", "list"};
+const std::vector<std::string> kKeys{"command", "preset", "seeds", "grid", "list"};
+const std::vector<std::string> kCommands{"train", "continual"};
 
 /// A key to vary, with where it was written: "reparam.alpha", {"1.0", "1.5"}.
 struct Axis {
@@ -35,11 +36,11 @@ struct Assignment {
   std::string key, place, value;
 };
 struct Entry {
-  std::string label, preset, place;
+  std::string label, preset, command, place;
   std::vector<Assignment> settings;
 };
 struct Plan {
-  std::string preset;
+  std::string preset, command = "train";
   std::vector<std::string> seeds;
   std::string seeds_place;
   std::vector<Entry> list;
@@ -71,10 +72,9 @@ class Reader {
     for (const auto& [key, value] : *sweep) {
       const std::string name(key.str());
       if (name == "preset") {
-        if (const auto* preset = value.as_string())
-          plan_.preset = preset->get();
-        else
-          problem(value.source(), "[sweep].preset: expected a string");
+        plan_.preset = word(value, "[sweep].preset");
+      } else if (name == "command") {
+        plan_.command = command(value, "[sweep].command");
       } else if (name == "seeds") {
         seeds(value);
       } else if (name == "grid") {
@@ -98,6 +98,19 @@ class Reader {
   }
   void end() const {
     if (!problems_.empty()) throw Error(ErrorKind::usage, fmt::format("{}", fmt::join(problems_, "\n")));
+  }
+
+  std::string word(const toml::node& node, const std::string& what) {
+    if (const auto* text = node.as_string()) return text->get();
+    problem(node.source(), what + ": expected a string");
+    return "";
+  }
+  std::string command(const toml::node& node, const std::string& what) {
+    const std::string name = word(node, what);
+    if (std::find(kCommands.begin(), kCommands.end(), name) == kCommands.end())
+      problem(node.source(), fmt::format("{} = \"{}\": unknown. Known: {}.{}", what, name, fmt::join(kCommands, ", "),
+                                         suggestion(name, kCommands)));
+    return name;
   }
 
   static std::optional<ConfigValue> value_of(const toml::node& node) {
@@ -189,15 +202,14 @@ class Reader {
       Entry entry;
       entry.place = place(item.source());
       for (const auto& [key, value] : leaves(*table)) {
-        if (key != "label" && key != "preset") {
-          entry.settings.push_back({key, place(value->source()), text_of(*value, "[[sweep.list]]." + key)});
-          continue;
-        }
-        const auto* text = value->as_string();
-        if (text == nullptr)
-          problem(value->source(), fmt::format("[[sweep.list]].{}: expected a string", key));
+        if (key == "label")
+          entry.label = word(*value, "[[sweep.list]].label");
+        else if (key == "preset")
+          entry.preset = word(*value, "[[sweep.list]].preset");
+        else if (key == "command")
+          entry.command = command(*value, "[[sweep.list]].command");
         else
-          (key == "label" ? entry.label : entry.preset) = text->get();
+          entry.settings.push_back({key, place(value->source()), text_of(*value, "[[sweep.list]]." + key)});
       }
       plan_.list.push_back(std::move(entry));
     }
@@ -435,6 +447,7 @@ std::vector<Cell> plan_sweep(const SweepSources& sources, std::int64_t threads) 
       for (const auto& s : settings) all.flags.push_back({s.place, s.key, s.value});
       Cell cell;
       cell.label = entry.label;
+      cell.command = entry.command.empty() ? plan.command : entry.command;
       bool good = true;
       try {
         cell.config = load_config(all);
@@ -495,7 +508,7 @@ Json to_json(const std::vector<Cell>& cells, std::int64_t threads) {
   for (const Cell& cell : cells) {
     Json settings = Json::object();
     for (const auto& [key, value] : cell.settings) settings[key] = Json::parse(value);  // TOML's notation is JSON's too
-    list.push_back({{"cell", cell.name}, {"label", cell.label}, {"settings", settings}});
+    list.push_back({{"cell", cell.name}, {"label", cell.label}, {"command", cell.command}, {"settings", settings}});
   }
   return {{"format", "espalier-sweep"}, {"format_version", kFormatVersion}, {"threads", threads}, {"cells", list}};
 }

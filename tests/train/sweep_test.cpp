@@ -102,10 +102,12 @@ optim.lr = [0.1, -1]
 }
 
 TEST_F(Sweep, TheTableItselfIsReadStrictly) {
-  EXPECT_TRUE(
-      contains(refusal("[sweep]\nsedes = 3\n"), "s.toml:2:1: [sweep].sedes: unknown key. Known: preset, seeds"));
+  EXPECT_TRUE(contains(refusal("[sweep]\nsedes = 3\n"),
+                       "s.toml:2:1: [sweep].sedes: unknown key. Known: command, preset, seeds"));
   EXPECT_TRUE(contains(refusal("[sweep]\nseeds = 0\n"), "expected at least 1"));
   EXPECT_TRUE(contains(refusal("[sweep]\nseeds = []\n"), "expected how many"));
+  EXPECT_TRUE(contains(refusal("[sweep]\ncommand = \"trian\"\n"), "Did you mean \"train\"?"));
+  EXPECT_TRUE(contains(refusal("[[sweep.list]]\nlabel = 3\n"), "[[sweep.list]].label: expected a string"));
   EXPECT_TRUE(contains(refusal("[sweep.grid]\noptim.lr = 0.1\n"), "expected a list of at least one value"));
   EXPECT_TRUE(contains(refusal("[sweep]\nlist = 3\n"), "[[sweep.list]]"));
   EXPECT_TRUE(contains(refusal("sweep = 3\n"), "expected a table [sweep]"));

@@ -24,6 +24,7 @@ struct SweepSources {
 struct Cell {
   std::string name;                                           ///< of its folder: "alpha=1.5,seed=2"
   std::string label;                                          ///< of its entry in [[sweep.list]]; "" without one
+  std::string command = "train";                              ///< of the program: train or continual
   std::vector<std::pair<std::string, std::string>> settings;  ///< "table.key" and its value, in TOML's notation
   RunConfig config;
 };
