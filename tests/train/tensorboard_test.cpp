@@ -108,15 +108,15 @@ TEST(TensorBoard, EventsBecomeScalarsTextsAndHistograms) {
     // Bins of width 2^(1-8) 2 over [-2, 2): 127 begins at -1/64, 128 at 0.
     tb.record(
         "weights", 9,
-        {{"layers", {{{"name", "fc1.weight"}, {"mean", 0.5}, {"scale", 1}, {"first", 127}, {"counts", {1, 3}}}}}});
+        {{"layers", {{{"name", "fc1.weight"}, {"mean", 0.5}, {"scale", 1}, {"first", 127}, {"counts", {2, 3}}}}}});
   }
   const auto files = files_in(folder / "tb");
   ASSERT_EQ(files.size(), 1U);
   const auto events = records(read_bytes(files[0]));
   HistogramValue h;
-  h.min = -1.0 / 64, h.max = 1.0 / 64, h.num = 4, h.sum = 2, h.sum_squares = 4.0 / 128 / 128;
+  h.min = -1.0 / 64, h.max = 1.0 / 64, h.num = 5, h.sum = 2.5, h.sum_squares = 5.0 / 128 / 128;
   h.limits = {-1.0 / 64, 0, 1.0 / 64};
-  h.counts = {0, 1, 3};
+  h.counts = {0, 2, 3};
   const std::vector<std::string> expected = {
       version_event(1000.5),
       scalars_event(1000.5, 5, {{"step/loss", 0.5}}),
