@@ -103,7 +103,7 @@ Table facts(const std::vector<Run>& runs, const std::vector<RunGroup>& groups) {
   bool seeds = false;
   const RunGroup* baseline = nullptr;
   for (const RunGroup& g : groups) {
-    table.columns.push_back(g.label);
+    table.columns.push_back(groups.size() == 1 && g.runs.size() == 1 ? "this run" : g.label);
     seeds = seeds || g.runs.size() > 1;
     if (g.baseline) baseline = &g;
   }

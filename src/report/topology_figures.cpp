@@ -109,7 +109,8 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
   bounds["x"]["field"] = "low";
   bounds["x2"] = {{"field", "high"}};
   bounds.erase("tooltip");
-  panel.spec = {{"height", {{"step", step}}}, {"layer", Json::array()}};
+  panel.spec = {{"height", std::max(60.0, step * static_cast<double>(layers.size() * (material.groups.size() + 1)))},
+                {"layer", Json::array()}};
   panel.spec["layer"].push_back(
       {{"mark", points ? Json{{"type", "point"}, {"filled", true}, {"size", 60}} : Json{{"type", "bar"}}},
        {"encoding", encoding}});
@@ -148,7 +149,7 @@ std::optional<Figure> traces(const Material& material) {
                   {"axis", {{"title", "trace of the path kernel"}, {"format", "~e"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
-  panel.spec = {{"height", {{"step", 26}}},
+  panel.spec = {{"height", std::max<std::size_t>(70, 26 * panel.rows.size())},
                 {"layer",
                  {{{"mark", {{"type", "rule"}, {"strokeWidth", 2}}},
                    {"transform", Json::array({{{"filter", "datum.low > 0"}}})},
@@ -213,7 +214,14 @@ void add_topology_figures(const Material& material, std::vector<Figure>& figures
   };
   if (sparse()) {
     CurveFigure kept = {"kept", "Weights kept", "In all sparsified layers.", "weights", "~s", true, true};
-    add(curve_figure(material, kept, by_key("topology.nnz")));
+    bool changes = false;
+    for (const Run& run : material.runs) {
+      if (const Series* nnz = run.curve("topology.nnz")) {
+        changes = changes ||
+                  std::any_of(nnz->value.begin(), nnz->value.end(), [&](double v) { return v != nnz->value.front(); });
+      }
+    }
+    if (changes) add(curve_figure(material, kept, by_key("topology.nnz")));
     add(layer_figure(material,
                      {"density", "Density of each layer", "Share of the layer's positions that are kept.", "density",
                       "~p", true, true},
