@@ -50,7 +50,7 @@ std::vector<RunGroup> group_runs(const std::vector<Run>& runs, bool each) {
   for (std::size_t r = 0; r < runs.size(); ++r) {
     const Settings settings = that_matter(runs[r]);
     const auto at = std::find(of_group.begin(), of_group.end(), settings);
-    if (!each && !settings.empty() && at != of_group.end()) {
+    if (!each && !runs[r].config.empty() && at != of_group.end()) {
       groups[static_cast<std::size_t>(at - of_group.begin())].runs.push_back(r);
       continue;
     }
@@ -66,7 +66,7 @@ std::vector<RunGroup> group_runs(const std::vector<Run>& runs, bool each) {
     for (const auto& [key, value] : s) keys.insert(key);
   }
   bool configured = true;
-  for (const Settings& s : of_group) configured = configured && !s.empty();
+  for (const Run& run : runs) configured = configured && !run.config.empty();
   for (const std::string& key : keys) {
     std::set<std::string> values;
     std::size_t have = 0;

@@ -65,6 +65,7 @@ std::optional<Figure> by_group(const Material& material) {
                   {"axis", {{"title", "test accuracy"}, {"format", "~p"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
+  const Json bounded = Json::array({{{"filter", "datum.kind === 'mean' && isValid(datum.low)"}}});
   const Json means = Json::array({{{"filter", "datum.kind === 'mean'"}}});
   panel.spec = {{"height", std::max<std::size_t>(60, 28 * figure.table.rows.size())}, {"layer", Json::array()}};
   Json& layers = panel.spec["layer"];
@@ -77,7 +78,7 @@ std::optional<Figure> by_group(const Material& material) {
     layers.push_back({{"mark", {{"type", "rule"}, {"color", "gray"}, {"strokeDash", {4, 3}}}},
                       {"encoding", {{"x", {{"datum", band["mean"]}, {"type", "quantitative"}}}}}});
   }
-  layers.push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 2.5}}}, {"transform", means}, {"encoding", bounds}});
+  layers.push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 2.5}}}, {"transform", bounded}, {"encoding", bounds}});
   layers.push_back({{"mark", {{"type", "point"}, {"filled", true}, {"size", 90}, {"tooltip", true}}},
                     {"transform", means},
                     {"encoding", {{"y", y}, {"x", x}, {"color", colour(figure.series)}}}});

@@ -116,7 +116,10 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
        {"encoding", encoding}});
   if (std::any_of(panel.rows.begin(), panel.rows.end(), [](const Json& row) { return !row[3].is_null(); })) {
     bounds["color"] = {{"value", "currentColor"}};
-    panel.spec["layer"].push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 1.5}}}, {"encoding", bounds}});
+    panel.spec["layer"].push_back(
+        {{"mark", {{"type", "rule"}, {"strokeWidth", 1.5}}},
+         {"transform", Json::array({{{"filter", logarithmic ? "datum.low > 0" : "isValid(datum.low)"}}})},
+         {"encoding", bounds}});
   }
   figure.panels.push_back(std::move(panel));
   figure.table = table_of(figure, {{"x", x_title}});

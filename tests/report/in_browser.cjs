@@ -8,7 +8,7 @@ const { chromium } = require(playwright);
 
 // What must be drawn at least, by page and figure: panels.
 const expected = {
-  one: { loss: 1, accuracy: 1, "learning-rate": 1, kept: 1, density: 3, nnz: 3, changes: 2, dropped: 2, grown: 2, threshold: 2,
+  one: { loss: 1, accuracy: 1, "learning-rate": 1, density: 3, nnz: 3, changes: 2, dropped: 2, grown: 2, threshold: 2,
          width: 1, weights: 3, "weights-over-time": 3, "mean-weight": 3, "mean-size": 3, "near-zero": 3, "path-kernel-layers": 1, speed: 1 },
   several: { results: 1, "accuracy-against-alpha": 1, pruned: 1, loss: 1, accuracy: 1, density: 3, weights: 3, "weights-over-time": 9,
              "mean-weight": 3, "path-kernel-trace": 1, width: 1 },
