@@ -18,10 +18,20 @@ LayerCurveOf layer_key(const std::string& key) {
   return [key](const Run&, const Layer& layer) { return curve_of(layer, key); };
 }
 
+/// Events tell the counts after a change; before the first of them there were as many as it says has gone and come.
+void begin_at_start(Series& nnz, const Series* dropped, const Series* grown) {
+  if (nnz.step.front() == 0 || dropped == nullptr || grown == nullptr || dropped->empty() || grown->empty()) return;
+  nnz.step.insert(nnz.step.begin(), 0);
+  nnz.value.insert(nnz.value.begin(), nnz.value.front() + dropped->value.front() - grown->value.front());
+}
+
 /// Every change where a topology event tells it; otherwise what weights.jsonl has now and then.
 std::optional<Series> nnz_of(const Layer& layer) {
   auto series = curve_of(layer, "topology.nnz");
-  return series ? series : curve_of(layer, "weights.nnz");
+  if (!series) return curve_of(layer, "weights.nnz");
+  const auto dropped = curve_of(layer, "topology.dropped"), grown = curve_of(layer, "topology.grown");
+  begin_at_start(*series, dropped ? &*dropped : nullptr, grown ? &*grown : nullptr);
+  return series;
 }
 
 bool any_above_zero(const Figure& figure) {
@@ -224,7 +234,13 @@ void add_topology_figures(const Material& material, std::vector<Figure>& figures
                   std::any_of(nnz->value.begin(), nnz->value.end(), [&](double v) { return v != nnz->value.front(); });
       }
     }
-    if (changes) add(curve_figure(material, kept, by_key("topology.nnz")));
+    if (changes) {
+      add(curve_figure(material, kept, [](const Run& run) {
+        auto nnz = by_key("topology.nnz")(run);
+        if (nnz) begin_at_start(*nnz, run.curve("topology.dropped"), run.curve("topology.grown"));
+        return nnz;
+      }));
+    }
     add(layer_figure(material,
                      {"density", "Density of each layer", "Share of the layer's positions that are kept.", "density",
                       "~p", true, true},
