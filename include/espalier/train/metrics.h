@@ -12,8 +12,8 @@
 namespace espalier::train {
 
 /// Appends events to metrics.jsonl, weights.jsonl or timing.jsonl. The first two must be byte-identical between a run
-/// and one that was killed and resumed, so nothing that depends on the clock or the machine may be written to them: that
-/// goes to timing.jsonl. Lines go to the file at least once a second as long as events come.
+/// and one that was killed and resumed, so nothing that depends on the clock or the machine may be written to them:
+/// that goes to timing.jsonl. Lines go to the file at least once a second as long as events come.
 class MetricsWriter {
  public:
   /// A new file; an existing one is emptied.
