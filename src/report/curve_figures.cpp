@@ -84,7 +84,7 @@ void add_pair(const Material& material, const std::string& id, const std::string
 void add_curve_figures(const Material& material, std::vector<Figure>& figures) {
   add_pair(material, "loss", "Loss", "", {{"training", "epoch.train_loss"}, {"validation", "eval.validation.loss"}},
            "step.loss", figures);
-  add_pair(material, "accuracy", "Accuracy", "~p",
+  add_pair(material, "accuracy", "Accuracy", "~%",
            {{"validation", "eval.validation.accuracy"}, {"training", "epoch.train_accuracy"}}, nullptr, figures);
   const auto add = [&](std::optional<Figure> figure) {
     if (figure) figures.push_back(std::move(*figure));
@@ -106,7 +106,7 @@ void add_curve_figures(const Material& material, std::vector<Figure>& figures) {
   }
   add(curve_figure(
       material,
-      {"alpha-signal", "What alpha answers to", "The measure of sparsity that the control loop reads.", "signal", "~p"},
+      {"alpha-signal", "What alpha answers to", "The measure of sparsity that the control loop reads.", "signal", "~%"},
       by_key("alpha.signal")));
   add(curve_figure(material,
                    {"speed", "Speed", "Training steps only, without evaluations and checkpoints; from timing.jsonl.",

@@ -32,7 +32,7 @@ Json axis(const std::string& title, const std::string& format) {
 
 /// An interval that leaves the range of what it is of says nothing there: shares end at 0 and 1, counts at 0.
 Json bound(double value, const CurveFigure& what) {
-  const bool share = what.y_format == "~p";
+  const bool share = what.y_format == "~%";
   if (std::isfinite(value) && (share || what.from_zero)) value = std::max(value, 0.0);
   if (std::isfinite(value) && share) value = std::min(value, 1.0);
   return number(value);

@@ -62,7 +62,7 @@ std::optional<Figure> by_group(const Material& material) {
   const Json x = {{"field", "x"},
                   {"type", "quantitative"},
                   {"scale", {{"zero", false}}},
-                  {"axis", {{"title", "test accuracy"}, {"format", "~p"}}}};
+                  {"axis", {{"title", "test accuracy"}, {"format", "~%"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
   const Json bounded = Json::array({{{"filter", "datum.kind === 'mean' && isValid(datum.low)"}}});
@@ -149,7 +149,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
   Lines lines;
   lines.x_title = sparsity ? "share of weights kept" : key;
   lines.y_title = "test accuracy";
-  lines.y_format = "~p";
+  lines.y_format = "~%";
   lines.band = band;
   lines.points = true;
   lines.log_x = positive && largest / least >= 8;
@@ -211,7 +211,7 @@ std::optional<Figure> pruned(const Material& material) {
   Lines lines;
   lines.x_title = "share of weights kept";
   lines.y_title = "accuracy";
-  lines.y_format = "~p";
+  lines.y_format = "~%";
   lines.band = band;
   lines.points = true;
   lines.log_x = true;

@@ -130,7 +130,7 @@ std::optional<Figure> capacity(const Material& material) {
             {"sort", nullptr},
             {"axis", {{"title", "task"}, {"labelAngle", 0}}}}},
           {"y",
-           {{"field", "y"}, {"type", "quantitative"}, {"axis", {{"title", "share of all weights"}, {"format", "~p"}}}}},
+           {{"field", "y"}, {"type", "quantitative"}, {"axis", {{"title", "share of all weights"}, {"format", "~%"}}}}},
           {"color", colour(figure.series)}}}};
     figure.panels.push_back(std::move(panel));
   }

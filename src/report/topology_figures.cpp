@@ -119,7 +119,8 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
   bounds["x"]["field"] = "low";
   bounds["x2"] = {{"field", "high"}};
   bounds.erase("tooltip");
-  panel.spec = {{"height", std::max(60.0, step * static_cast<double>(layers.size() * (material.groups.size() + 1)))},
+  panel.spec = {{"height", std::max(60.0, static_cast<double>(layers.size()) *
+                                              (8 + step * static_cast<double>(material.groups.size())))},
                 {"layer", Json::array()}};
   panel.spec["layer"].push_back(
       {{"mark", points ? Json{{"type", "point"}, {"filled", true}, {"size", 60}} : Json{{"type", "bar"}}},
@@ -190,7 +191,7 @@ std::optional<Figure> changes(const Material& material) {
   };
   for (const Part& part : {Part{"topology.dropped", "dropped", "positions", "~s", true, false},
                            Part{"topology.grown", "grown", "positions", "~s", true, false},
-                           Part{"topology.ever_active", "ever kept", "share of positions", "~p", false, true},
+                           Part{"topology.ever_active", "ever kept", "share of positions", "~%", false, true},
                            Part{"topology.macs", "multiply-accumulates", "of one sample", "~s", true, true}}) {
     CurveFigure what = {"", "", "", part.y_title, part.format, part.zero, part.steps};
     auto one = curve_figure(material, what, by_key(part.key));
@@ -243,7 +244,7 @@ void add_topology_figures(const Material& material, std::vector<Figure>& figures
     }
     add(layer_figure(material,
                      {"density", "Density of each layer", "Share of the layer's positions that are kept.", "density",
-                      "~p", true, true},
+                      "~%", true, true},
                      [](const Run&, const Layer& layer) -> std::optional<Series> {
                        auto nnz = nnz_of(layer);
                        if (!nnz || layer.weights() == 0) return std::nullopt;

@@ -46,6 +46,26 @@ TEST(Groups, WhereNamesDoNotTellThemApartOptionsDo) {
   EXPECT_EQ(labels(group_runs(runs, false)), (Labels{"rigl, every 100it", "rigl, every 200it", "dense"}));
 }
 
+TEST(Groups, NetworksToStartFromMayBeSeedsThemselves) {
+  const std::vector<report::Run> runs = {
+      with("structure-1", {{"method.name", "static-random"}, {"run.structure_from", "runs/dpr-1"}}),
+      with("structure-2", {{"method.name", "static-random"}, {"run.structure_from", "runs/dpr-2"}}),
+      with("both-1", {{"method.name", "static-random"},
+                      {"run.structure_from", "runs/dpr-1"},
+                      {"run.values_from", "runs/dpr-1@0"}})};
+  const auto groups = group_runs(runs, false);
+  ASSERT_EQ(groups.size(), 2U);
+  EXPECT_EQ(groups[0].runs, (std::vector<std::size_t>{0, 1}));
+  EXPECT_EQ(groups[1].settings.at("run.values_from"), "dpr-*@0");
+}
+
+TEST(Groups, OneGroupIsNamedByWhatItsFoldersHaveInCommon) {
+  const std::map<std::string, std::string> same = {{"reparam.alpha", "1"}};
+  EXPECT_EQ(labels(group_runs({with("rigl-1", same), with("rigl-2", same)}, false)), (Labels{"rigl"}));
+  EXPECT_EQ(labels(group_runs({with("a-seed1", same), with("a-seed2", same)}, false)), (Labels{"a"}));
+  EXPECT_EQ(labels(group_runs({with("x", same), with("y", same)}, false)), (Labels{"x"}));
+}
+
 TEST(Groups, RunsWithoutAConfigurationStandAlone) {
   EXPECT_EQ(labels(group_runs({with("x", {}), with("x", {}), with("y", {})}, false)), (Labels{"x", "x (2)", "y"}));
   EXPECT_EQ(labels(group_runs({with("only", {{"reparam.alpha", "1"}})}, false)), (Labels{"only"}));
