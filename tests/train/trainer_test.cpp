@@ -118,7 +118,7 @@ TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
   run(config, tmp.path() / "whole");
   const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
   const std::string weights = read_file(tmp.path() / "whole" / "weights.jsonl");
-  ASSERT_EQ(read_metrics(tmp.path() / "whole" / "weights.jsonl").size(), 3U) << "steps 0, 50 and 66";
+  ASSERT_EQ(read_metrics(tmp.path() / "whole" / "weights.jsonl").size(), 2U) << "steps 0 and 66";
   const auto whole = load_latest_checkpoint(tmp.path() / "whole");
   for (const int stop_at : {1, 5, 21, 22, 43, 65}) {
     const fs::path path = tmp.path() / ("stopped-" + std::to_string(stop_at));
