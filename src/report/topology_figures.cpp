@@ -102,7 +102,7 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
   }
   if (panel.rows.empty()) return std::nullopt;
   Json x = {{"field", "x"}, {"type", "quantitative"}, {"axis", {{"title", x_title}, {"format", "~s"}}}};
-  if (logarithmic) x["scale"] = {{"type", "log"}};
+  if (logarithmic) x["scale"] = {{"type", "log"}, {"nice", false}, {"padding", 24}};
   Json y = {
       {"field", "layer"}, {"type", "nominal"}, {"sort", layers}, {"axis", {{"title", nullptr}, {"labelLimit", 150}}}};
   Json encoding = {{"y", y},
@@ -159,7 +159,7 @@ std::optional<Figure> traces(const Material& material) {
                   {"axis", {{"title", nullptr}, {"labelLimit", 220}}}};
   const Json x = {{"field", "x"},
                   {"type", "quantitative"},
-                  {"scale", {{"type", "log"}}},
+                  {"scale", {{"type", "log"}, {"nice", false}, {"padding", 24}}},
                   {"axis", {{"title", "trace of the path kernel"}, {"format", "~e"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
