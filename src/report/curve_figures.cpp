@@ -28,7 +28,11 @@ void add_pair(const Material& material, const std::string& id, const std::string
   const auto add = [&](std::size_t g, const char* kind, const char* key, std::size_t most) {
     const auto points = mean_curve(material, material.groups[g], by_key(key), most);
     for (const Point& p : points) {
-      panel.rows.push_back({g, kind, number(p.x), number(p.y), number(p.low), number(p.high)});
+      // A loss is not below 0, an accuracy not above 1 either: no more are their intervals drawn there.
+      const double most_possible = y_format.empty() ? INFINITY : 1;
+      panel.rows.push_back({g, kind, number(p.x), number(p.y),
+                            number(std::isfinite(p.low) ? std::max(p.low, 0.0) : p.low),
+                            number(std::isfinite(p.high) ? std::min(p.high, most_possible) : p.high)});
       band = band || std::isfinite(p.low);
       if (!std::isfinite(p.y)) continue;
       least = std::min(least, p.y);
@@ -63,7 +67,7 @@ void add_pair(const Material& material, const std::string& id, const std::string
   lines.band = band;
   lines.faint = has_faint;
   lines.dashes = dashes;
-  lines.log_y = y_format.empty() && least > 0 && most_y / least > 300;
+  lines.log_y = !band && y_format.empty() && least > 0 && most_y / least > 300;
   figure.caption = band ? "Mean over the seeds with its 95 % confidence interval." : "";
   if (has_faint && !dashes.empty()) figure.caption += " Training: mean of each epoch; pale behind it, single steps.";
   if (lines.log_y) figure.caption += " The axis is logarithmic.";
@@ -80,7 +84,7 @@ void add_pair(const Material& material, const std::string& id, const std::string
 void add_curve_figures(const Material& material, std::vector<Figure>& figures) {
   add_pair(material, "loss", "Loss", "", {{"training", "epoch.train_loss"}, {"validation", "eval.validation.loss"}},
            "step.loss", figures);
-  add_pair(material, "accuracy", "Accuracy", "~p",
+  add_pair(material, "accuracy", "Accuracy", "~%",
            {{"validation", "eval.validation.accuracy"}, {"training", "epoch.train_accuracy"}}, nullptr, figures);
   const auto add = [&](std::optional<Figure> figure) {
     if (figure) figures.push_back(std::move(*figure));
@@ -102,7 +106,7 @@ void add_curve_figures(const Material& material, std::vector<Figure>& figures) {
   }
   add(curve_figure(
       material,
-      {"alpha-signal", "What alpha answers to", "The measure of sparsity that the control loop reads.", "signal", "~p"},
+      {"alpha-signal", "What alpha answers to", "The measure of sparsity that the control loop reads.", "signal", "~%"},
       by_key("alpha.signal")));
   add(curve_figure(material,
                    {"speed", "Speed", "Training steps only, without evaluations and checkpoints; from timing.jsonl.",

@@ -30,6 +30,23 @@ Json axis(const std::string& title, const std::string& format) {
   return out;
 }
 
+/// An interval that leaves the range of what it is of says nothing there: shares end at 0 and 1, counts at 0.
+Json bound(double value, const CurveFigure& what) {
+  const bool share = what.y_format == "~%";
+  if (std::isfinite(value) && (share || what.from_zero)) value = std::max(value, 0.0);
+  if (std::isfinite(value) && share) value = std::min(value, 1.0);
+  return number(value);
+}
+
+/// Where everything is zero, Vega's axis would be from 0 to 0.
+void keep_axis(Panel& panel) {
+  const auto y =
+      static_cast<std::size_t>(std::find(panel.fields.begin(), panel.fields.end(), "y") - panel.fields.begin());
+  const bool flat = std::all_of(panel.rows.begin(), panel.rows.end(), [&](const Json& row) { return row[y] == 0; });
+  if (!flat) return;
+  for (Json& layer : panel.spec["layer"]) layer["encoding"]["y"]["scale"] = {{"domain", {0, 1}}};
+}
+
 bool has_band(const Panel& panel) {
   const auto at = std::find(panel.fields.begin(), panel.fields.end(), "low") - panel.fields.begin();
   return std::any_of(panel.rows.begin(), panel.rows.end(),
@@ -168,7 +185,7 @@ std::optional<Figure> curve_figure(const Material& material, const CurveFigure& 
       return series;
     };
     for (const Point& p : mean_curve(material, material.groups[g], held, most)) {
-      panel.rows.push_back({g, number(p.x), number(p.y), number(p.low), number(p.high)});
+      panel.rows.push_back({g, number(p.x), number(p.y), bound(p.low, what), bound(p.high, what)});
     }
   }
   if (panel.rows.empty()) return std::nullopt;
@@ -180,6 +197,7 @@ std::optional<Figure> curve_figure(const Material& material, const CurveFigure& 
   lines.steps = what.steps;
   lines.band = has_band(panel);
   panel.spec = lines_spec(lines, figure.series, kTall);
+  keep_axis(panel);
   figure.panels.push_back(std::move(panel));
   figure.table = table_of(figure, {{"x", material.time_title()}, {"y", what.y_title}});
   return figure;
@@ -218,7 +236,7 @@ std::optional<Figure> layer_figure(const Material& material, const CurveFigure& 
         return series;
       };
       for (const Point& p : mean_curve(material, material.groups[g], of_layer, most)) {
-        panel.rows.push_back({g, number(p.x), number(p.y), number(p.low), number(p.high)});
+        panel.rows.push_back({g, number(p.x), number(p.y), bound(p.low, what), bound(p.high, what)});
       }
     }
     if (panel.rows.empty()) continue;
@@ -230,6 +248,7 @@ std::optional<Figure> layer_figure(const Material& material, const CurveFigure& 
     lines.steps = what.steps;
     lines.band = has_band(panel);
     panel.spec = lines_spec(lines, figure.series, kSmall);
+    keep_axis(panel);
     figure.panels.push_back(std::move(panel));
   }
   if (figure.panels.empty()) return std::nullopt;

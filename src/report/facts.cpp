@@ -19,30 +19,33 @@ struct Fact {
   std::function<double(const Run&)> value;
 };
 
-std::string with_prefix(double value, const char* unit, double base, const std::array<const char*, 5>& prefixes) {
+/// In the unit that suits `like`: a spread in that of its mean.
+std::string with_prefix(double value, double like, const char* unit, double base,
+                        const std::array<const char*, 5>& prefixes) {
   std::size_t p = 0;
-  while (std::abs(value) >= base && p + 1 < prefixes.size()) {
+  while (std::abs(like) >= base && p + 1 < prefixes.size()) {
     value /= base;
+    like /= base;
     ++p;
   }
   return fmt::format("{:.3g} {}{}", value, prefixes[p], unit);
 }
 
-std::string duration(double seconds) {
-  if (seconds < 120) return fmt::format("{:.3g} s", seconds);
-  if (seconds < 7200) return fmt::format("{:.1f} min", seconds / 60);
+std::string duration(double seconds, double like) {
+  if (like < 120) return fmt::format("{:.3g} s", seconds);
+  if (like < 7200) return fmt::format("{:.1f} min", seconds / 60);
   return fmt::format("{:.1f} h", seconds / 3600);
 }
 
-std::string said(double value, Unit unit) {
+std::string said(double value, double like, Unit unit) {
   if (!std::isfinite(value)) return "-";
   switch (unit) {
     case Unit::share: return fmt::format("{:.2f} %", 100 * value);
     case Unit::count: return fmt::format("{:.0f}", value);
     case Unit::number: return fmt::format("{:.4g}", value);
-    case Unit::bytes: return with_prefix(value, "B", 1024, {"", "Ki", "Mi", "Gi", "Ti"});
-    case Unit::seconds: return duration(value);
-    case Unit::per_second: return with_prefix(value, "/s", 1000, {"", "k", "M", "G", "T"});
+    case Unit::bytes: return with_prefix(value, like, "B", 1024, {"", "Ki", "Mi", "Gi", "Ti"});
+    case Unit::seconds: return duration(value, like);
+    case Unit::per_second: return with_prefix(value, like, "/s", 1000, {"", "k", "M", "G", "T"});
   }
   return "-";
 }
@@ -103,7 +106,7 @@ Table facts(const std::vector<Run>& runs, const std::vector<RunGroup>& groups) {
   bool seeds = false;
   const RunGroup* baseline = nullptr;
   for (const RunGroup& g : groups) {
-    table.columns.push_back(g.label);
+    table.columns.push_back(groups.size() == 1 && g.runs.size() == 1 ? "this run" : g.label);
     seeds = seeds || g.runs.size() > 1;
     if (g.baseline) baseline = &g;
   }
@@ -117,9 +120,9 @@ Table facts(const std::vector<Run>& runs, const std::vector<RunGroup>& groups) {
     bool any = false;
     for (const RunGroup& g : groups) {
       const Interval mean = over(g, fact);
-      std::string cell = said(mean.mean, fact.unit);
+      std::string cell = said(mean.mean, mean.mean, fact.unit);
       any = any || mean.count > 0;
-      if (mean.count > 1 && mean.deviation > 0) cell += " ± " + said((mean.high - mean.low) / 2, fact.unit);
+      if (mean.count > 1 && mean.deviation > 0) cell += " ± " + said((mean.high - mean.low) / 2, mean.mean, fact.unit);
       if (fact.compare && baseline != nullptr && &g != baseline && mean.count > 0) {
         const double ratio = mean.mean / over(*baseline, fact).mean;
         if (std::isfinite(ratio)) cell += fmt::format("\n{:.3g} × baseline", ratio);

@@ -20,6 +20,9 @@ double accuracy_of(const Run& run) {
   return validation ? validation->value.back() : std::nan("");
 }
 
+/// The bound of an interval, which no accuracy is beyond.
+Json share(double bound) { return std::isfinite(bound) ? number(std::clamp(bound, 0.0, 1.0)) : Json(nullptr); }
+
 std::vector<double> accuracies(const Material& material, const RunGroup& group) {
   std::vector<double> out;
   for (const std::size_t r : group.runs) out.push_back(accuracy_of(material.runs[r]));
@@ -43,12 +46,12 @@ std::optional<Figure> by_group(const Material& material) {
     for (const double v : values) {
       if (values.size() > 1 && std::isfinite(v)) panel.rows.push_back({g, "seed", number(v), nullptr, nullptr});
     }
-    panel.rows.push_back({g, "mean", number(mean.mean), number(mean.low), number(mean.high)});
+    panel.rows.push_back({g, "mean", number(mean.mean), share(mean.low), share(mean.high)});
     figure.table.rows.push_back({material.groups[g].label, fmt::format("{}", mean.count),
                                  text(number_of(number(mean.mean))), text(number_of(number(mean.low))),
                                  text(number_of(number(mean.high))), text(number_of(number(mean.deviation)))});
     if (material.groups[g].baseline) {
-      band = {{"mean", number(mean.mean)}, {"low", number(mean.low)}, {"high", number(mean.high)}};
+      band = {{"mean", number(mean.mean)}, {"low", share(mean.low)}, {"high", share(mean.high)}};
     }
   }
   if (figure.table.rows.size() < 2 && panel.rows.size() < 3) return std::nullopt;
@@ -59,11 +62,12 @@ std::optional<Figure> by_group(const Material& material) {
   const Json x = {{"field", "x"},
                   {"type", "quantitative"},
                   {"scale", {{"zero", false}}},
-                  {"axis", {{"title", "test accuracy"}, {"format", "~p"}}}};
+                  {"axis", {{"title", "test accuracy"}, {"format", "~%"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
+  const Json bounded = Json::array({{{"filter", "datum.kind === 'mean' && isValid(datum.low)"}}});
   const Json means = Json::array({{{"filter", "datum.kind === 'mean'"}}});
-  panel.spec = {{"height", {{"step", 28}}}, {"layer", Json::array()}};
+  panel.spec = {{"height", std::max<std::size_t>(60, 28 * figure.table.rows.size())}, {"layer", Json::array()}};
   Json& layers = panel.spec["layer"];
   if (!band.is_null()) {
     figure.caption += " The grey line is the baseline.";
@@ -74,7 +78,7 @@ std::optional<Figure> by_group(const Material& material) {
     layers.push_back({{"mark", {{"type", "rule"}, {"color", "gray"}, {"strokeDash", {4, 3}}}},
                       {"encoding", {{"x", {{"datum", band["mean"]}, {"type", "quantitative"}}}}}});
   }
-  layers.push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 2.5}}}, {"transform", means}, {"encoding", bounds}});
+  layers.push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 2.5}}}, {"transform", bounded}, {"encoding", bounds}});
   layers.push_back({{"mark", {{"type", "point"}, {"filled", true}, {"size", 90}, {"tooltip", true}}},
                     {"transform", means},
                     {"encoding", {{"y", y}, {"x", x}, {"color", colour(figure.series)}}}});
@@ -135,7 +139,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
     auto& points = curves[labels[s]];
     std::sort(points.begin(), points.end());
     for (const auto& [x, mean, low, high] : points) {
-      panel.rows.push_back({s, number(x), number(mean), number(low), number(high)});
+      panel.rows.push_back({s, number(x), number(mean), share(low), share(high)});
       band = band || std::isfinite(low);
       positive = positive && x > 0;
       least = std::min(least, x);
@@ -145,7 +149,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
   Lines lines;
   lines.x_title = sparsity ? "share of weights kept" : key;
   lines.y_title = "test accuracy";
-  lines.y_format = "~p";
+  lines.y_format = "~%";
   lines.band = band;
   lines.points = true;
   lines.log_x = positive && largest / least >= 8;
@@ -190,7 +194,7 @@ std::optional<Figure> pruned(const Material& material) {
         const Interval y = mean_interval(values.second);
         const double x = mean_interval(values.first).mean;
         if (y.count == 0 || !(x > 0)) continue;
-        panel.rows.push_back({g, kind, number(x), number(y.mean), number(y.low), number(y.high)});
+        panel.rows.push_back({g, kind, number(x), number(y.mean), share(y.low), share(y.high)});
         band = band || std::isfinite(y.low);
       }
     }
@@ -207,7 +211,7 @@ std::optional<Figure> pruned(const Material& material) {
   Lines lines;
   lines.x_title = "share of weights kept";
   lines.y_title = "accuracy";
-  lines.y_format = "~p";
+  lines.y_format = "~%";
   lines.band = band;
   lines.points = true;
   lines.log_x = true;

@@ -158,7 +158,8 @@ void take_event(Run& run, const std::string& event, double step, const Json& fie
     if (key != "step" && key != "event") add(run.curves, prefix + key, step, value);
   }
   if (event == "epoch" && number_of(fields.value("epoch", Json(0))) > 0) {
-    run.steps_per_epoch = step / number_of(fields["epoch"]);
+    // Epochs begin anew with each task of a sequence: no clock for the whole of it.
+    run.steps_per_epoch = fields.contains("task") ? 0 : step / number_of(fields["epoch"]);
   }
   if (fields.contains("layers")) take_layers(run, event, step, fields["layers"]);
   if (event == "warning" && run.notes.size() < 20) {
@@ -173,6 +174,8 @@ void read_prunings(Run& run) {
     if (it->path().extension() == ".json") files.push_back(it->path());
   }
   std::sort(files.begin(), files.end());
+  const fs::path beside = run.path.string() + ".pruned.json";  // what espalier reproduce leaves
+  if (files.empty() && fs::exists(beside, error)) files.push_back(beside);
   for (const fs::path& file : files) {
     Json pruning = json_file(file, run);
     if (pruning.is_object() && pruning.contains("points") && pruning["points"].is_array()) {
@@ -257,7 +260,7 @@ std::vector<fs::path> find_runs(const fs::path& path) {
     if (it->is_directory(error) && is_run(it->path())) found.push_back(it->path());
   }
   std::sort(found.begin(), found.end());
-  if (found.empty() && fs::exists(path / "sweep.json", error)) return find_runs(path / "cells");
+  if (found.empty() && fs::is_directory(path / "cells", error)) return find_runs(path / "cells");  // of a sweep
   return found.empty() ? std::vector<fs::path>{path} : found;
 }
 

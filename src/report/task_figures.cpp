@@ -9,6 +9,18 @@
 namespace espalier::report {
 namespace {
 
+/// Row by row; of a sequence that is not done, what its events have so far.
+Json matrix_of(const Run& run) {
+  if (run.summary.is_object() && run.summary.contains("accuracy_matrix") && run.summary["accuracy_matrix"].is_array()) {
+    return run.summary["accuracy_matrix"];
+  }
+  Json rows = Json::array();
+  for (const Json& task : run.tasks) {
+    if (task.contains("accuracies") && task["accuracies"].is_array()) rows.push_back(task["accuracies"]);
+  }
+  return rows;
+}
+
 std::optional<Figure> accuracy_matrix(const Material& material) {
   Figure figure;
   figure.id = "task-accuracy";
@@ -22,11 +34,8 @@ std::optional<Figure> accuracy_matrix(const Material& material) {
     std::vector<std::vector<std::vector<double>>> cells;
     std::size_t tasks = 0;
     for (const std::size_t r : material.groups[g].runs) {
-      const Json& summary = material.runs[r].summary;
-      if (!summary.is_object() || !summary.contains("accuracy_matrix") || !summary["accuracy_matrix"].is_array())
-        continue;
       std::size_t i = 0;
-      for (const Json& row : summary["accuracy_matrix"]) {
+      for (const Json& row : matrix_of(material.runs[r])) {
         if (cells.size() <= i) cells.emplace_back();
         if (row.is_array()) {
           for (std::size_t j = 0; j < row.size(); ++j) {
@@ -61,7 +70,7 @@ std::optional<Figure> accuracy_matrix(const Material& material) {
         {"field", "task"}, {"type", "ordinal"}, {"sort", nullptr}, {"axis", {{"title", "task"}, {"labelAngle", 0}}}};
     const Json y = {{"field", "after"}, {"type", "ordinal"}, {"sort", afters}, {"axis", {{"title", "after task"}}}};
     panel.spec = {
-        {"height", {{"step", 24}}},
+        {"height", std::max<std::size_t>(60, 24 * afters.size())},
         {"encoding", {{"x", x}, {"y", y}}},
         {"layer",
          {{{"mark", {{"type", "rect"}, {"tooltip", true}}},
@@ -121,7 +130,7 @@ std::optional<Figure> capacity(const Material& material) {
             {"sort", nullptr},
             {"axis", {{"title", "task"}, {"labelAngle", 0}}}}},
           {"y",
-           {{"field", "y"}, {"type", "quantitative"}, {"axis", {{"title", "share of all weights"}, {"format", "~p"}}}}},
+           {{"field", "y"}, {"type", "quantitative"}, {"axis", {{"title", "share of all weights"}, {"format", "~%"}}}}},
           {"color", colour(figure.series)}}}};
     figure.panels.push_back(std::move(panel));
   }

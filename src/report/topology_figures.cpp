@@ -18,10 +18,20 @@ LayerCurveOf layer_key(const std::string& key) {
   return [key](const Run&, const Layer& layer) { return curve_of(layer, key); };
 }
 
+/// Events tell the counts after a change; before the first of them there were as many as it says has gone and come.
+void begin_at_start(Series& nnz, const Series* dropped, const Series* grown) {
+  if (nnz.step.front() == 0 || dropped == nullptr || grown == nullptr || dropped->empty() || grown->empty()) return;
+  nnz.step.insert(nnz.step.begin(), 0);
+  nnz.value.insert(nnz.value.begin(), nnz.value.front() + dropped->value.front() - grown->value.front());
+}
+
 /// Every change where a topology event tells it; otherwise what weights.jsonl has now and then.
 std::optional<Series> nnz_of(const Layer& layer) {
   auto series = curve_of(layer, "topology.nnz");
-  return series ? series : curve_of(layer, "weights.nnz");
+  if (!series) return curve_of(layer, "weights.nnz");
+  const auto dropped = curve_of(layer, "topology.dropped"), grown = curve_of(layer, "topology.grown");
+  begin_at_start(*series, dropped ? &*dropped : nullptr, grown ? &*grown : nullptr);
+  return series;
 }
 
 bool any_above_zero(const Figure& figure) {
@@ -92,7 +102,7 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
   }
   if (panel.rows.empty()) return std::nullopt;
   Json x = {{"field", "x"}, {"type", "quantitative"}, {"axis", {{"title", x_title}, {"format", "~s"}}}};
-  if (logarithmic) x["scale"] = {{"type", "log"}};
+  if (logarithmic) x["scale"] = {{"type", "log"}, {"nice", false}, {"padding", 24}};
   Json y = {
       {"field", "layer"}, {"type", "nominal"}, {"sort", layers}, {"axis", {{"title", nullptr}, {"labelLimit", 150}}}};
   Json encoding = {{"y", y},
@@ -109,13 +119,18 @@ std::optional<Figure> layer_bars(const Material& material, const std::string& id
   bounds["x"]["field"] = "low";
   bounds["x2"] = {{"field", "high"}};
   bounds.erase("tooltip");
-  panel.spec = {{"height", {{"step", step}}}, {"layer", Json::array()}};
+  panel.spec = {{"height", std::max(60.0, static_cast<double>(layers.size()) *
+                                              (8 + step * static_cast<double>(material.groups.size())))},
+                {"layer", Json::array()}};
   panel.spec["layer"].push_back(
       {{"mark", points ? Json{{"type", "point"}, {"filled", true}, {"size", 60}} : Json{{"type", "bar"}}},
        {"encoding", encoding}});
   if (std::any_of(panel.rows.begin(), panel.rows.end(), [](const Json& row) { return !row[3].is_null(); })) {
     bounds["color"] = {{"value", "currentColor"}};
-    panel.spec["layer"].push_back({{"mark", {{"type", "rule"}, {"strokeWidth", 1.5}}}, {"encoding", bounds}});
+    panel.spec["layer"].push_back(
+        {{"mark", {{"type", "rule"}, {"strokeWidth", 1.5}}},
+         {"transform", Json::array({{{"filter", logarithmic ? "datum.low > 0" : "isValid(datum.low)"}}})},
+         {"encoding", bounds}});
   }
   figure.panels.push_back(std::move(panel));
   figure.table = table_of(figure, {{"x", x_title}});
@@ -144,11 +159,11 @@ std::optional<Figure> traces(const Material& material) {
                   {"axis", {{"title", nullptr}, {"labelLimit", 220}}}};
   const Json x = {{"field", "x"},
                   {"type", "quantitative"},
-                  {"scale", {{"type", "log"}}},
+                  {"scale", {{"type", "log"}, {"nice", false}, {"padding", 24}}},
                   {"axis", {{"title", "trace of the path kernel"}, {"format", "~e"}}}};
   Json bounds = {{"y", y}, {"x", x}, {"x2", {{"field", "high"}}}, {"color", colour(figure.series)}};
   bounds["x"]["field"] = "low";
-  panel.spec = {{"height", {{"step", 26}}},
+  panel.spec = {{"height", std::max<std::size_t>(70, 26 * panel.rows.size())},
                 {"layer",
                  {{{"mark", {{"type", "rule"}, {"strokeWidth", 2}}},
                    {"transform", Json::array({{{"filter", "datum.low > 0"}}})},
@@ -176,7 +191,7 @@ std::optional<Figure> changes(const Material& material) {
   };
   for (const Part& part : {Part{"topology.dropped", "dropped", "positions", "~s", true, false},
                            Part{"topology.grown", "grown", "positions", "~s", true, false},
-                           Part{"topology.ever_active", "ever kept", "share of positions", "~p", false, true},
+                           Part{"topology.ever_active", "ever kept", "share of positions", "~%", false, true},
                            Part{"topology.macs", "multiply-accumulates", "of one sample", "~s", true, true}}) {
     CurveFigure what = {"", "", "", part.y_title, part.format, part.zero, part.steps};
     auto one = curve_figure(material, what, by_key(part.key));
@@ -213,10 +228,23 @@ void add_topology_figures(const Material& material, std::vector<Figure>& figures
   };
   if (sparse()) {
     CurveFigure kept = {"kept", "Weights kept", "In all sparsified layers.", "weights", "~s", true, true};
-    add(curve_figure(material, kept, by_key("topology.nnz")));
+    bool changes = false;
+    for (const Run& run : material.runs) {
+      if (const Series* nnz = run.curve("topology.nnz")) {
+        changes = changes ||
+                  std::any_of(nnz->value.begin(), nnz->value.end(), [&](double v) { return v != nnz->value.front(); });
+      }
+    }
+    if (changes) {
+      add(curve_figure(material, kept, [](const Run& run) {
+        auto nnz = by_key("topology.nnz")(run);
+        if (nnz) begin_at_start(*nnz, run.curve("topology.dropped"), run.curve("topology.grown"));
+        return nnz;
+      }));
+    }
     add(layer_figure(material,
                      {"density", "Density of each layer", "Share of the layer's positions that are kept.", "density",
-                      "~p", true, true},
+                      "~%", true, true},
                      [](const Run&, const Layer& layer) -> std::optional<Series> {
                        auto nnz = nnz_of(layer);
                        if (!nnz || layer.weights() == 0) return std::nullopt;

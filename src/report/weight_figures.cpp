@@ -137,7 +137,7 @@ std::optional<Figure> final_histograms(const Material& material) {
     Json y = {{"field", "y"},
               {"type", "quantitative"},
               {"stack", nullptr},
-              {"axis", {{"title", "share of the weights"}, {"format", "~p"}, {"tickCount", 4}}}};
+              {"axis", {{"title", "share of the weights"}, {"format", "~%"}, {"tickCount", 4}}}};
     panel.spec = {{"height", 150},
                   {"mark",
                    {{"type", "area"},
@@ -261,7 +261,7 @@ void add_weight_figures(const Material& material, std::vector<Figure>& figures) 
       key("weights.mean_abs")));
   add(layer_figure(
       material,
-      {"near-zero", "Weights near zero", "Share of the kept weights with |w| below 0.01.", "share", "~p", true},
+      {"near-zero", "Weights near zero", "Share of the kept weights with |w| below 0.01.", "share", "~%", true},
       [](const Run&, const Layer& layer) -> std::optional<Series> {
         const auto near = layer.curves.find("weights.near_zero"), nnz = layer.curves.find("weights.nnz");
         if (near == layer.curves.end() || nnz == layer.curves.end()) return std::nullopt;

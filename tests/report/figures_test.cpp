@@ -30,7 +30,7 @@ class Figures : public RunFolder {
     return out;
   }
 
-  std::vector<Run> runs;
+  std::vector<report::Run> runs;
   std::vector<RunGroup> groups;
 };
 
@@ -66,15 +66,15 @@ TEST_F(Figures, TimeIsInEpochsIfAllRunsTellThem) {
 
 TEST_F(Figures, SeedsBecomeAMeanWithItsInterval) {
   write_run("a", 1, 0.9);
-  write_run("b", 2, 0.8);
+  write_run("b", 2, 0.89);
   const auto figures = figures_of({"a", "b"});
   const Figure& accuracy = *find(figures, "accuracy");
   EXPECT_EQ(accuracy.series.size(), 1U);
   const auto rows = rows_with(accuracy.panels[0], "kind", "validation");
   ASSERT_EQ(rows.size(), 2U);
-  EXPECT_NEAR(rows[0][3].get<double>(), 0.84, 1e-6);
-  // Two values 0.1 apart: t = 12.7062, deviation 0.1 / sqrt 2, half = t 0.05.
-  EXPECT_NEAR(rows[0][5].get<double>() - rows[0][3].get<double>(), 12.7062 * 0.05, 1e-4);
+  EXPECT_NEAR(rows[0][3].get<double>(), 0.885, 1e-6);
+  // Two values 0.01 apart: t = 12.7062, deviation 0.01 / sqrt 2, half = t 0.005.
+  EXPECT_NEAR(rows[0][5].get<double>() - rows[0][3].get<double>(), 12.7062 * 0.005, 1e-4);
   const Figure& results = *find(figures, "results");
   EXPECT_EQ(results.table.rows.size(), 1U);
   EXPECT_EQ(results.table.rows[0][1], "2");

@@ -10,7 +10,7 @@ bool contains(const std::string& text, const std::string& part) { return text.fi
 class Page : public RunFolder {
  protected:
   std::string page_of(const std::vector<std::string>& names, const std::string& baseline = "") {
-    std::vector<Run> runs;
+    std::vector<report::Run> runs;
     for (const std::string& name : names) runs.push_back(read_run(at(name)));
     auto groups = group_runs(runs, false);
     for (RunGroup& g : groups) g.baseline = runs[g.runs.front()].name == baseline;

@@ -9,7 +9,7 @@ namespace {
 
 bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-bool any_note(const Run& run, const std::string& part) {
+bool any_note(const report::Run& run, const std::string& part) {
   for (const std::string& note : run.notes) {
     if (contains(note, part)) return true;
   }
@@ -20,7 +20,7 @@ using ReadRun = RunFolder;
 
 TEST_F(ReadRun, EverythingOfAFinishedRun) {
   write_run("a", 3, 0.9, "[reparam]\nalpha = 1.5\n[data]\nwidths = [300, 100]\n");
-  const Run run = read_run(at("a"));
+  const report::Run run = read_run(at("a"));
   EXPECT_EQ(run.name, "a");
   EXPECT_EQ(run.status, "done");
   EXPECT_TRUE(run.notes.empty()) << run.notes.front();
@@ -49,7 +49,7 @@ TEST_F(ReadRun, NumbersThatAreNotFiniteStay) {
                            "\n"
                            R"({"event":"step","step":3,"loss":1.0,"note":"nothing"})"
                            "\n");
-  const Run run = read_run(at("a"));
+  const report::Run run = read_run(at("a"));
   const auto& loss = run.curve("step.loss")->value;
   ASSERT_EQ(loss.size(), 3U);
   EXPECT_TRUE(std::isnan(loss[0]));
@@ -71,7 +71,7 @@ TEST_F(ReadRun, DamagedLinesAreLeftOutAndNamed) {
                            R"({"event":"step","step":5,"loss":2.0})"
                            "\n"
                            R"({"event":"step","st)");
-  const Run run = read_run(at("a"));
+  const report::Run run = read_run(at("a"));
   EXPECT_EQ(run.curve("step.loss")->value, (std::vector<double>{3, 2}));
   for (const char* line : {"metrics.jsonl:2:", "metrics.jsonl:3:", "metrics.jsonl:4:", "metrics.jsonl:5:"})
     EXPECT_TRUE(any_note(run, line)) << line;
@@ -83,7 +83,7 @@ TEST_F(ReadRun, ManyDamagedLinesAreCounted) {
   std::string text;
   for (int i = 0; i < 500; ++i) text += "{\n";
   write("a/metrics.jsonl", text);
-  const Run run = read_run(at("a"));
+  const report::Run run = read_run(at("a"));
   EXPECT_LT(run.notes.size(), 10U);
   EXPECT_TRUE(any_note(run, "500 damaged lines"));
 }
@@ -93,7 +93,7 @@ TEST_F(ReadRun, HistogramsOutOfRangeAreLeftOut) {
                           R"("scale":9999,"first":0,"counts":[1])", R"("scale":0,"first":0,"counts":3)"}) {
     write("a/weights.jsonl", std::string(R"({"event":"weights","step":0,"layers":[{"name":"w",)") + bad + "}]}\n");
     write("a/summary.json", "{}");
-    const Run run = read_run(at("a"));
+    const report::Run run = read_run(at("a"));
     ASSERT_EQ(run.layers.size(), 1U) << bad;
     EXPECT_TRUE(run.layers[0].histograms.empty()) << bad;
   }
@@ -127,7 +127,7 @@ TEST_F(ReadRun, WhatIsNoRunIsOneClearError) {
 TEST_F(ReadRun, PrintedStructureIsARunThatWasNeverTrained) {
   write("phew.json", R"({"schema":1,"model":"mlp","method":"phew","seed":4,"nnz":4,"weights":10,"sparsity":0.6,)"
                      R"("trace":12.5,"layers":[{"name":"fc.weight","shape":[5,2],"width":3,"trace":12.5}]})");
-  const Run run = read_run(at("phew.json"));
+  const report::Run run = read_run(at("phew.json"));
   EXPECT_EQ(run.name, "phew");
   EXPECT_EQ(run.config.at("method.name"), "phew");
   EXPECT_EQ(run.layer("fc.weight")->weights(), 10);

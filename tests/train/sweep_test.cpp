@@ -133,7 +133,7 @@ TEST_F(Sweep, AKeyIsVariedInOnePlace) {
 }
 
 TEST_F(Sweep, NamesAreFoldersWhateverTheValues) {
-  const auto cells = plan("", {"run.name=a b,../../etc,x/y,x-y," + std::string(300, 'q')});
+  const auto cells = plan("", {"run.structure_from=a b,../../etc,x/y,x-y," + std::string(300, 'q')});
   for (const Cell& cell : cells) {
     EXPECT_EQ(cell.name.find('/'), std::string::npos) << cell.name;
     EXPECT_LE(cell.name.size(), 140U) << cell.name;

@@ -20,8 +20,8 @@ struct RunGroup {
 
 /// Groups in the order of their first run. `each`: a group for every run, named after it. Keys that say where, how fast
 /// and how loudly a run was done (seed, name, threads, data.root, checkpoint, log) make no difference. A group is named
-/// by the values of the keys in which the groups differ; a single group, and runs without a configuration, by the
-/// folder.
+/// by the values of the keys in which the groups differ; a single group, and where those are too long or tell too
+/// little, by what the names of its folders have in common.
 std::vector<RunGroup> group_runs(const std::vector<Run>& runs, bool each);
 
 }  // namespace espalier::report

@@ -15,6 +15,7 @@
       tickColor: "var(--line)", titleFontWeight: "normal", labelFontSize: 11, titleFontSize: 11, labelOverlap: true,
     },
     axisX: { grid: false },
+    axisXQuantitative: { tickCount: { expr: "max(3, min(10, floor(width / 70)))" } },
     area: { color: colours[0] }, bar: { color: colours[0] }, line: { color: colours[0] }, point: { color: colours[0] },
   };
 
