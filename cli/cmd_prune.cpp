@@ -3,6 +3,8 @@
 
 #include "commands.h"
 #include "espalier/core/error.h"
+#include "espalier/core/log.h"
+#include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/json.h"
 #include "espalier/train/prune.h"
@@ -11,6 +13,8 @@
 namespace espalier::cli {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct Arguments {
   std::string run, data_root, save, retrain = "0it";
   std::vector<double> keep, sparsity;
@@ -18,6 +22,20 @@ struct Arguments {
   int threads = 0;
   train::PruneOptions options;
 };
+
+/// Beside the run, for `espalier report`: prune/<split>-<distribution>[-retrained].json. Pruning is no less done where
+/// the folder of the run can't be written.
+void keep(const train::Json& result, const fs::path& run, const train::PruneOptions& options) {
+  const fs::path file =
+      run / "prune" /
+      fmt::format("{}-{}{}.json", options.split, options.distribution, options.retrain.count() > 0 ? "-retrained" : "");
+  try {
+    fs::create_directories(file.parent_path());
+    train::write_file_atomically(file, train::to_json_text(result));
+  } catch (const std::exception& e) {
+    log_warning(fmt::format("espalier report will not know this: {}", e.what()));
+  }
+}
 
 int run(Arguments arguments, Context& context) {
   ESPALIER_CHECK(arguments.keep.empty() || arguments.sparsity.empty(), ErrorKind::usage,
@@ -63,13 +81,12 @@ int run(Arguments arguments, Context& context) {
     }
   });
   context.console.progress("");
+  const train::Json result = {
+      {"run", loaded.directory.string()},     {"step", loaded.checkpoint.step},    {"split", options.split},
+      {"distribution", options.distribution}, {"retrain", options.retrain.text()}, {"points", rows}};
+  keep(result, loaded.directory, options);
   if (arguments.json) {
-    context.console.print(train::to_json_text(train::Json{{"run", loaded.directory.string()},
-                                                          {"step", loaded.checkpoint.step},
-                                                          {"split", options.split},
-                                                          {"distribution", options.distribution},
-                                                          {"retrain", options.retrain.text()},
-                                                          {"points", rows}}));
+    context.console.print(train::to_json_text(result));
   } else {
     context.console.print(columns(table));
   }

@@ -32,8 +32,15 @@ run() { # STATUS COMMAND…
 stand_in dpkg-query 'shift 2; for p in "$@"; do [ "$p" = "${MISSING:-}" ] || echo "installed $p"; done'
 stand_in apt-get 'case "$*" in *"install "*) [ -z "${BROKEN:-}" ] || { echo "E: no network"; exit 100; } ;; esac'
 stand_in id 'echo "${AS_USER:-0}"'
+stand_in cmake '[ -z "${OFFLINE:-}" ] || { echo "CMake Error: vega could not be fetched"; exit 1; }'
 run 0 "$tree/scripts/bootstrap"
 [ ! -s output ] || fail "not silent"
+expect "cmake -DPACKAGES=vega;vega-lite -DTO=$tree/build/node_modules -P src/report/page/fetch.cmake" "$calls"
+run 0 "$tree/scripts/bootstrap" --test
+expect "cmake -DPACKAGES=vega;vega-lite;playwright-core " "$calls"
+OFFLINE=1 run 0 "$tree/scripts/bootstrap"
+expect "tables and no drawings"
+expect "vega could not be fetched"
 if grep -q '^apt-get' "$calls"; then fail "apt-get was called"; fi
 
 # --- one package missing, as root: only that one is installed, no update
