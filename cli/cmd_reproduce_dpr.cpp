@@ -1,7 +1,5 @@
 // espalier reproduce dpr: an experiment as runs with one table at the end.
-#include <atomic>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 
 #include "commands.h"
@@ -11,6 +9,7 @@
 #include "espalier/train/environment.h"
 #include "espalier/train/run_directory.h"
 #include "espalier/train/trainer.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 namespace {
@@ -18,14 +17,6 @@ namespace {
 namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
-
-constexpr int kStoppedBySignal = 75;
-
-std::atomic<bool> stop_requested{false};
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);
-}
 
 /// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from.
 struct Arm {
@@ -108,7 +99,7 @@ std::optional<Json> summary_of(const RunConfig& config, const fs::path& path) {
       fs::exists(saved) ? train::RunDirectory::open(path)
                         : train::RunDirectory::create(path, {text, "", "espalier reproduce\n", env}, false);
   train::TrainHooks hooks;
-  hooks.stop = &stop_requested;
+  hooks.stop = stop_on_signals();
   const train::TrainResult result = train::train(config, directory, hooks);
   if (result.outcome == train::Outcome::stopped) return std::nullopt;
   return result.summary;
@@ -149,7 +140,6 @@ int run(const Arguments& arguments, Context& context) {
                  "--arm: \"structure\" and \"structure-and-values\" start from the runs of \"dpr\": add "
                  "--arm dpr");
   const fs::path dir = arguments.dir.empty() ? fs::path("runs") / "reproduce-dpr" : fs::path(arguments.dir);
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
 
   std::map<std::string, std::vector<double>> accuracy;
   Json results = Json::object();

@@ -9,6 +9,7 @@ namespace espalier::cli {
 // In the order of `espalier --help`.
 void add_commands(CLI::App& app, Context& context) {
   add_train_command(app, context);
+  add_continual_command(app, context);
   add_eval_command(app, context);
   add_init_command(app, context);
   add_prune_command(app, context);
@@ -16,6 +17,7 @@ void add_commands(CLI::App& app, Context& context) {
   reproduce->require_subcommand(1);
   add_reproduce_phew_command(*reproduce, context);
   add_reproduce_dpr_command(*reproduce, context);
+  add_reproduce_epn_command(*reproduce, context);
   add_inspect_command(app, context);
   add_data_command(app, context);
   add_config_command(app, context);

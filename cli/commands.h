@@ -69,6 +69,7 @@ std::string columns(const std::vector<std::vector<std::string>>& rows, const std
 void add_commands(CLI::App& app, Context& context);
 
 void add_train_command(CLI::App& app, Context& context);
+void add_continual_command(CLI::App& app, Context& context);
 void add_eval_command(CLI::App& app, Context& context);
 void add_init_command(CLI::App& app, Context& context);
 void add_prune_command(CLI::App& app, Context& context);
@@ -79,6 +80,7 @@ void add_bench_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
 void add_reproduce_phew_command(CLI::App& reproduce, Context& context);
 void add_reproduce_dpr_command(CLI::App& reproduce, Context& context);
+void add_reproduce_epn_command(CLI::App& reproduce, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

@@ -24,9 +24,9 @@ namespace fs = std::filesystem;
 constexpr const char* kLock = ".espalier.lock";
 constexpr const char* kConfig = "config.toml";
 // What --overwrite may remove: ours and nothing else, whatever else people keep beside it.
-constexpr std::array<const char*, 11> kOwned{
-    kConfig,        "config.input.toml", "command.txt", "env.json", "log.txt",    "metrics.jsonl",
-    "timing.jsonl", "summary.json",      "report.html", "tb",       "checkpoints"};
+constexpr std::array<const char*, 12> kOwned{kConfig,       "config.input.toml", "command.txt",  "env.json",
+                                             "log.txt",     "metrics.jsonl",     "timing.jsonl", "summary.json",
+                                             "report.html", "pack.safetensors",  "tb",           "checkpoints"};
 
 std::vector<std::string> entries_of(const fs::path& path) {
   std::vector<std::string> names;
