@@ -57,7 +57,7 @@ struct Arguments {
 /// What the user has set for a method holds for the arms that have that method.
 bool meant_for(const std::string& setting, const Arm& arm) {
   static const std::vector<std::string> kEpnOnly = {"continual.gamma", "continual.search", "continual.keep_rates",
-                                                    "continual.fallback"};
+                                                    "continual.fallback"};  // search_steps too
   const bool epn = arm.name.rfind("epn-", 0) == 0, packs = epn || arm.name == "packnet";
   const auto is = [&](const std::string& key) { return setting.rfind(key, 0) == 0; };
   if (std::any_of(kEpnOnly.begin(), kEpnOnly.end(), is)) return epn;
@@ -71,6 +71,11 @@ RunConfig config_of(const Arguments& a, const Context& context, const Arm& arm, 
   train::ConfigSources all = sources(a.config, context);
   if (!a.config.given()) all.preset = kReportPreset;
   std::vector<std::string> set = arm.set;
+  train::ContinualOptions defaults;  // what a file says for one method is no mistake in the arms of others
+  for (const Option& option : describe(defaults)) {
+    const std::string setting = fmt::format("continual.{}={}", option.name, option.value_text());
+    if (!meant_for(setting, arm)) set.push_back(setting);
+  }
   for (const auto& s : all.set)
     if (meant_for(s, arm)) set.push_back(s);
   all.set = set;

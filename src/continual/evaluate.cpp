@@ -3,18 +3,33 @@
 #include <ATen/Parallel.h>
 #include <torch/torch.h>
 
-#include <limits>
+#include <optional>
 
 #include "espalier/core/error.h"
 
 namespace espalier::continual {
 namespace {
 
+/// While it lives, what this thread computes is computed by it alone.
+class OneThread {
+ public:
+  OneThread() : threads_(at::get_num_threads()) { at::set_num_threads(1); }
+  ~OneThread() { at::set_num_threads(threads_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_;
+};
+
 /// f(batch number) for every batch, several at a time, each on one thread.
 void each_batch(nn::Network& network, const data::Loader& batches,
                 const std::function<void(std::int64_t, const data::Batch&, const at::Tensor& logits)>& f) {
   const bool training = network.is_training();
   network.eval();
+  // Inside a parallel region everything is serial; a single batch would not be in one.
+  std::optional<OneThread> alone;
+  if (batches.batches_per_epoch() < 2) alone.emplace();
   at::parallel_for(0, batches.batches_per_epoch(), 1, [&](std::int64_t begin, std::int64_t end) {
     const torch::NoGradGuard no_grad;  // a thread's own
     for (std::int64_t b = begin; b < end; ++b) {

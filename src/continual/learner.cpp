@@ -321,8 +321,8 @@ class Learner {
     std::int64_t place = step % live.clock.steps_per_epoch;
     if (live.batches.size() > 1) {
       if (order_epoch_ != epoch) {
-        order_ = random_permutation(live.clock.steps_per_epoch, RandomStream(seed_of(config_), kTaskPurpose, 0,
-                                                                             static_cast<std::uint64_t>(epoch)));
+        order_ = random_permutation(live.clock.steps_per_epoch,
+                                    RandomStream(seed_of(config_), kTaskPurpose, 0, static_cast<std::uint64_t>(epoch)));
         order_epoch_ = epoch;
       }
       place = order_[static_cast<std::size_t>(place)];
@@ -811,8 +811,9 @@ Json add_task(Pack& pack, const train::RunConfig& config, const TaskSource& sour
   for (train::NamedTensors* list : {&learner.pack().shared, &learner.pack().anchors})
     for (auto& [name, tensor] : *list) tensor = tensor.clone();
   learner.run_once();
+  Json summary = learner.summarise("done");
   pack = std::move(learner.pack());
-  return learner.summarise("done");
+  return summary;
 }
 
 Json summary_of(const Pack& pack) {

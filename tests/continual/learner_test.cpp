@@ -87,7 +87,7 @@ INSTANTIATE_TEST_SUITE_P(
              {"model.name=resnet20", "model.widths=[300,100]", "data.train_size=40", "data.test_size=10",
               "data.validation=10", "train.batch_size=8", "train.steps=2", "continual.retrain=1it",
               "continual.keep_rates=[0.02]", "optim.name=adam", "optim.momentum=0", "optim.lr=0.003"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& c) { return c.param.name; });
 
 TEST(Learner, ProtectedWeightsKeepTheirBitsAndFreeOnesMove) {
   const train::RunConfig config = small({"continual.keep_rates=[0.2]"});
@@ -281,7 +281,7 @@ INSTANTIATE_TEST_SUITE_P(
                             "reparam.name=identity", "reparam.alpha=1"}},
                       Case{"PackNet", 0, {"continual.method=packnet"}},
                       Case{"FineTuning", 0, {"continual.method=fine-tuning"}},
-                      Case{"Ewc", 0, {"continual.method=ewc", "continual.fisher_samples=20"}},
+                      Case{"Ewc", 0, {"continual.method=ewc", "continual.fisher_samples=20", "continual.ewc_lambda=0.1"}},
                       Case{"Separate", 0, {"continual.method=separate"}},
                       Case{"JointOwnHeads", 0, {"continual.method=joint", "continual.head=own"}},
                       Case{"BatchNormDropout",
@@ -289,7 +289,7 @@ INSTANTIATE_TEST_SUITE_P(
                            {"model.name=layers", "model.widths=[300,100]", "continual.keep_rates=[0.3]",
                             "model.layers=[\"conv(4, kernel=3, stride=2)\", \"batchnorm\", \"relu\", \"flatten\", "
                             "\"dropout(0.2)\", \"linear(classes)\"]"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& c) { return c.param.name; });
 
 // ---- the other methods ---------------------------------------------------------------------------------------------
 
