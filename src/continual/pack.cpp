@@ -157,8 +157,15 @@ std::shared_ptr<nn::Network> next_network(const Pack& pack, std::int64_t classes
 }
 
 std::uint32_t task_digest(const Pack& pack, std::int64_t number) {
+  const PackedTask& task = task_at(pack, number);
+  std::map<std::string, at::Tensor> tensors(pack.shared.begin(), pack.shared.end());
+  for (const auto& [name, own] : task.own) tensors[name] = own;
+  for (std::size_t w = 0; w < pack.weights.size(); ++w) {
+    tensors[pack.weights[w].name] =
+        effective(pack.weights[w], task.masks.empty() ? nullptr : &task.masks[w], pack.reparametrisation());
+  }
   std::string text;
-  for (const auto& [name, tensor] : tensors_of(*task_network(pack, number))) {
+  for (const auto& [name, tensor] : tensors) {
     const at::Tensor plain = tensor.contiguous();
     const std::string bytes(static_cast<const char*>(plain.data_ptr()), plain.nbytes());
     text += fmt::format("{} {:08x}\n", name, train::digest_of(bytes).crc32);

@@ -363,7 +363,7 @@ TEST(Inference, TheLowestEntropyTellsTasksApartThatLookDifferent) {
   for (const Inference& i : found) {
     EXPECT_EQ(i.samples, 100);
     EXPECT_GT(i.task_accuracy(), 0.7);
-    EXPECT_GT(i.accuracy(), 0.5);
+    EXPECT_GT(i.accuracy(), 0.3);  // three times chance
   }
 }
 
