@@ -274,21 +274,21 @@ TEST_P(Resumed, ARunStoppedAtEveryStepEndsInTheSameBytes) {
 
 INSTANTIATE_TEST_SUITE_P(
     Methods, Resumed,
-    ::testing::Values(Case{"Epn", 0, {"continual.keep_rates=[0.1, 0.3]"}},
-                      Case{"EpnIdentityAdam",
-                           0,
-                           {"continual.keep_rates=[0.3]", "optim.name=adam", "optim.momentum=0",
-                            "reparam.name=identity", "reparam.alpha=1"}},
-                      Case{"PackNet", 0, {"continual.method=packnet"}},
-                      Case{"FineTuning", 0, {"continual.method=fine-tuning"}},
-                      Case{"Ewc", 0, {"continual.method=ewc", "continual.fisher_samples=20", "continual.ewc_lambda=0.1"}},
-                      Case{"Separate", 0, {"continual.method=separate"}},
-                      Case{"JointOwnHeads", 0, {"continual.method=joint", "continual.head=own"}},
-                      Case{"BatchNormDropout",
-                           0,
-                           {"model.name=layers", "model.widths=[300,100]", "continual.keep_rates=[0.3]",
-                            "model.layers=[\"conv(4, kernel=3, stride=2)\", \"batchnorm\", \"relu\", \"flatten\", "
-                            "\"dropout(0.2)\", \"linear(classes)\"]"}}),
+    ::testing::Values(
+        Case{"Epn", 0, {"continual.keep_rates=[0.1, 0.3]"}},
+        Case{"EpnIdentityAdam",
+             0,
+             {"continual.keep_rates=[0.3]", "optim.name=adam", "optim.momentum=0", "reparam.name=identity",
+              "reparam.alpha=1"}},
+        Case{"PackNet", 0, {"continual.method=packnet"}}, Case{"FineTuning", 0, {"continual.method=fine-tuning"}},
+        Case{"Ewc", 0, {"continual.method=ewc", "continual.fisher_samples=20", "continual.ewc_lambda=0.1"}},
+        Case{"Separate", 0, {"continual.method=separate"}},
+        Case{"JointOwnHeads", 0, {"continual.method=joint", "continual.head=own"}},
+        Case{"BatchNormDropout",
+             0,
+             {"model.name=layers", "model.widths=[300,100]", "continual.keep_rates=[0.3]",
+              "model.layers=[\"conv(4, kernel=3, stride=2)\", \"batchnorm\", \"relu\", \"flatten\", "
+              "\"dropout(0.2)\", \"linear(classes)\"]"}}),
     [](const auto& c) { return c.param.name; });
 
 // ---- the other methods ---------------------------------------------------------------------------------------------
