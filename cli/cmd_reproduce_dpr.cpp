@@ -1,7 +1,5 @@
 // espalier reproduce dpr: an experiment as runs with one table at the end.
-#include <atomic>
-#include <cmath>
-#include <csignal>
+#include <algorithm>
 #include <filesystem>
 
 #include "commands.h"
@@ -9,8 +7,7 @@
 #include "espalier/core/log.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
-#include "espalier/train/run_directory.h"
-#include "espalier/train/trainer.h"
+#include "reproduce.h"
 
 namespace espalier::cli {
 namespace {
@@ -18,14 +15,6 @@ namespace {
 namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
-
-constexpr int kStoppedBySignal = 75;
-
-std::atomic<bool> stop_requested{false};
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);
-}
 
 /// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from.
 struct Arm {
@@ -90,43 +79,6 @@ RunConfig config_of(const Arguments& arguments, const Context& context, const Ar
   return train::load_config(all);
 }
 
-/// The finished run's summary; an unfinished run goes on, one that is there is left alone.
-std::optional<Json> summary_of(const RunConfig& config, const fs::path& path) {
-  const std::string text = train::to_toml(config);
-  const fs::path summary = path / "summary.json", saved = path / "config.toml";
-  if (fs::exists(saved)) {
-    ESPALIER_CHECK(train::read_file(saved) == text, ErrorKind::usage,
-                   "{}: holds a run with another configuration; give another --dir, or remove it", path.string());
-    if (fs::exists(summary)) {
-      Json s = train::read_json(summary);
-      if (s.value("status", "") == "done") return s;
-    }
-  }
-  Json env = to_json(environment());
-  env["seed"] = config.run.seed;
-  train::RunDirectory directory =
-      fs::exists(saved) ? train::RunDirectory::open(path)
-                        : train::RunDirectory::create(path, {text, "", "espalier reproduce\n", env}, false);
-  train::TrainHooks hooks;
-  hooks.stop = &stop_requested;
-  const train::TrainResult result = train::train(config, directory, hooks);
-  if (result.outcome == train::Outcome::stopped) return std::nullopt;
-  return result.summary;
-}
-
-struct Statistics {
-  double mean = 0, deviation = 0;  ///< of a sample; 0 for one value
-};
-Statistics statistics(const std::vector<double>& values) {
-  Statistics s;
-  for (const double v : values) s.mean += v / static_cast<double>(values.size());
-  if (values.size() < 2) return s;
-  double squares = 0;
-  for (const double v : values) squares += (v - s.mean) * (v - s.mean);
-  s.deviation = std::sqrt(squares / static_cast<double>(values.size() - 1));
-  return s;
-}
-
 int run(const Arguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
   ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
@@ -149,7 +101,7 @@ int run(const Arguments& arguments, Context& context) {
                  "--arm: \"structure\" and \"structure-and-values\" start from the runs of \"dpr\": add "
                  "--arm dpr");
   const fs::path dir = arguments.dir.empty() ? fs::path("runs") / "reproduce-dpr" : fs::path(arguments.dir);
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
+  stop_on_signals();
 
   std::map<std::string, std::vector<double>> accuracy;
   Json results = Json::object();

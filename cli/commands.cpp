@@ -16,6 +16,7 @@ void add_commands(CLI::App& app, Context& context) {
   reproduce->require_subcommand(1);
   add_reproduce_phew_command(*reproduce, context);
   add_reproduce_dpr_command(*reproduce, context);
+  add_reproduce_adaptive_alpha_command(*reproduce, context);
   add_report_command(app, context);
   add_inspect_command(app, context);
   add_data_command(app, context);

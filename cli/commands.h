@@ -80,6 +80,7 @@ void add_bench_command(CLI::App& app, Context& context);
 void add_doctor_command(CLI::App& app, Context& context);
 void add_reproduce_phew_command(CLI::App& reproduce, Context& context);
 void add_reproduce_dpr_command(CLI::App& reproduce, Context& context);
+void add_reproduce_adaptive_alpha_command(CLI::App& reproduce, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

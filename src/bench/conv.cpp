@@ -139,7 +139,7 @@ std::vector<Row> bench_conv_kernels(const ConvCase& c, double seconds, std::uint
              no_bias;
 
   const auto forward = [&] { ops::conv_forward(plan, in, forward_values, {}, x, y); };
-  const auto backward = [&] { ops::conv_backward(plan, in, values, x, dy, dx, dvalues, no_bias); };
+  const auto backward = [&] { ops::conv_backward(plan, in, values, x, dy, dx, false, dvalues, no_bias); };
   forward();
   backward();
   const double error_y = p.error_of_y(ops::from_images(y, out));

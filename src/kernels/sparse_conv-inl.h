@@ -44,9 +44,10 @@ inline void each_strip_of(std::int64_t width, const F& f) {
 }
 
 /// `lines` lines of one run at once over a rectangle of pixels. step: pixels of x from one output to the next (0: not
-/// known when compiled). The sums of the line `ahead` are asked for early: planes are pages apart, so no hardware
-/// guesses where the next line lies, and stores that wait for memory hold up the loads behind them.
-template <class T, int rows, int width, int step, int lines>
+/// known when compiled). unit: what offsets count, in entries. The sums of the line `ahead` are asked for early: planes
+/// are pages apart, so no hardware guesses where the next line lies, and stores that wait for memory hold up the loads
+/// behind them.
+template <class T, int rows, int width, int step, int unit, int lines>
 inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* offset, const T* value,
                                std::uint32_t entries, const std::uint16_t* ahead, const T* bias, const T* x,
                                std::int64_t x_row, std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane,
@@ -69,7 +70,7 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
   for (std::uint32_t k = 0; k < entries; ++k) {
 #pragma GCC unroll 8
     for (int l = 0; l < lines; ++l) {
-      const T* const in = x + static_cast<std::int64_t>(offset[l * entries + k]) * kImageLanes;
+      const T* const in = x + static_cast<std::int64_t>(offset[l * entries + k]) * unit;
       const Vec<T> w = broadcast(value[l * entries + k]);
 #pragma GCC unroll 16
       for (int p = 0; p < pixels; ++p) {
@@ -88,7 +89,7 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
 }
 
 /// All lines of a block over a rectangle.
-template <class T, int rows, int width, int step>
+template <class T, int rows, int width, int step, int unit>
 inline void conv_forward_block(const CompressedSide& side, std::int64_t block, const std::int32_t* offsets,
                                const T* values, const T* bias, const T* x, std::int64_t x_row, std::int64_t x_step,
                                T* y, std::int64_t y_row, std::int64_t y_plane) {
@@ -106,8 +107,9 @@ inline void conv_forward_block(const CompressedSide& side, std::int64_t block, c
       const CompressedSide::Run run = side.runs[r];
       std::uint32_t i = 0;
       const auto next = [&](auto lines) {
-        conv_forward_lines<T, rows, width, step, lines>(line, offset, value, run.entries, std::min(line + lines, last),
-                                                        b, x, x_row, x_step, out, y_row, y_plane, block == 0);
+        conv_forward_lines<T, rows, width, step, unit, lines>(line, offset, value, run.entries,
+                                                              std::min(line + lines, last), b, x, x_row, x_step, out,
+                                                              y_row, y_plane, block == 0);
         line += lines;
         offset += lines * run.entries;
         value += lines * run.entries;
@@ -127,9 +129,9 @@ inline void conv_forward_lanes(const CompressedSide& side, const std::int32_t* o
   each_band<kForwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
     for (std::int64_t block = 0; block < side.blocks(); ++block) {
       each_strip_of<kForwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
-        conv_forward_block<T, rows, width, step>(side, block, offsets, values, bias,
-                                                 x + h * stride[0] * x_row + w * x_step, stride[0] * x_row, x_step,
-                                                 y + h * y_row + w * kImageLanes, y_row, y_plane);
+        conv_forward_block<T, rows, width, step, kImageLanes>(side, block, offsets, values, bias,
+                                                              x + h * stride[0] * x_row + w * x_step, stride[0] * x_row,
+                                                              x_step, y + h * y_row + w * kImageLanes, y_row, y_plane);
       });
     }
   });
@@ -147,12 +149,27 @@ void conv_forward(const CompressedSide& side, const std::int32_t* offsets, const
   }
 }
 
+/// The sums of 16 pixels in a row of one image stand where those of one pixel of 16 images do.
+template <class T>
+void conv_forward_alone(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
+                        std::int64_t begin, std::int64_t end, std::int64_t y_plane, const T* x, T* y) {
+  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+    each_strip_of<kForwardPixels>(end - begin, [&](auto width, std::int64_t first) {
+      const std::int64_t at = (begin + first) * kImageLanes + lane;
+      for (std::int64_t block = 0; block < side.blocks(); ++block) {
+        conv_forward_block<T, 1, width, 1, 1>(side, block, offsets, values, bias, x + at, 0, kImageLanes, y + at, 0,
+                                              y_plane);
+      }
+    });
+  }
+}
+
 /// All lines of a block and phase over a rectangle of input pixels.
 template <class T, int rows, int width, bool input_gradient>
 inline void conv_backward_block(const CompressedSide& side, std::int64_t block, std::int64_t phase,
                                 const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
                                 std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
-                                T* dvalues) {
+                                bool add, T* dvalues) {
   constexpr int pixels = rows * width;
   const CompressedSide::Segment* segment = side.segment(block, phase);
   const std::uint16_t* line = side.outer_index.data() + segment->line;
@@ -169,7 +186,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
       for (int p = 0; p < pixels; ++p) {
         const std::int64_t pixel = at + p / width * x_row + p % width * x_step;
         xs[p] = load(x + pixel);
-        if constexpr (input_gradient) sum[p] = block > 0 ? load(dx + pixel) : Vec<T>{};
+        if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + pixel) : Vec<T>{};
       }
       const std::int64_t ahead = *std::min(line, last) * x_plane;
 #pragma GCC unroll 16
@@ -208,7 +225,8 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
 
 template <class T>
 void conv_backward(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
-                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues) {
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, bool add,
+                   T* dvalues) {
   const std::int64_t x_row = part.x.row * kImageLanes * stride[0], x_step = kImageLanes * stride[1],
                      x_plane = part.x.plane * kImageLanes, dy_row = part.y.row * kImageLanes;
   const auto lanes = [&](auto input_gradient, int lane) {
@@ -216,9 +234,9 @@ void conv_backward(const CompressedSide& side, std::int64_t phase, const std::in
       for (std::int64_t block = 0; block < side.blocks(); ++block) {
         each_strip_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
           const std::int64_t pixel = h * x_row + w * x_step + lane;
-          conv_backward_block<T, rows, width, input_gradient>(side, block, phase, offsets, values, x + pixel, x_row,
-                                                              x_step, x_plane, dy + h * dy_row + w * kImageLanes + lane,
-                                                              dy_row, dx != nullptr ? dx + pixel : nullptr, dvalues);
+          conv_backward_block<T, rows, width, input_gradient>(
+              side, block, phase, offsets, values, x + pixel, x_row, x_step, x_plane,
+              dy + h * dy_row + w * kImageLanes + lane, dy_row, dx != nullptr ? dx + pixel : nullptr, add, dvalues);
         });
       }
     });
@@ -251,5 +269,5 @@ double sum_of(const T* x, std::int64_t n) {
 
 template <class T>
 constexpr SparseConvKernels<T> sparse_conv_kernels() {
-  return {&conv_forward<T>, &conv_backward<T>, &sum_of<T>};
+  return {&conv_forward<T>, &conv_forward_alone<T>, &conv_backward<T>, &sum_of<T>};
 }

@@ -41,6 +41,7 @@ void prune_by_magnitude(const std::vector<SparseWeight*>& weights, double sparsi
 
 namespace {
 const std::string kRewound = "method.rewound.";
+const std::string kRewoundAlpha = "method.rewound_alpha.";
 
 /// A pruning that never comes would leave the run denser than it says.
 void check_within(const Clock& clock, const char* key, const Duration& when) {
@@ -127,7 +128,7 @@ void IterativeMagnitude::prepare(const MethodContext& context) {
 }
 
 void IterativeMagnitude::remember(const MethodContext& context) {
-  for (const SparseWeight* w : context.weights) rewound_[w->name()] = w->values();
+  for (const SparseWeight* w : context.weights) rewound_[w->name()] = {w->values(), w->reparametrisation().alpha()};
 }
 
 void IterativeMagnitude::after_step(const MethodContext& context) {
@@ -139,23 +140,33 @@ void IterativeMagnitude::after_step(const MethodContext& context) {
   MagnitudePruning::after_step(context);
   for (std::size_t l = 0; l < before.size(); ++l) {
     SparseWeight& w = *context.weights[l];
-    at::Tensor& values = rewound_.at(w.name());
+    auto& [values, alpha] = rewound_.at(w.name());
     const at::Tensor left = w.active();
     values = values.index_select(0, torch::searchsorted(before[l], left));
+    const Reparametrisation& now = w.reparametrisation();
+    if (alpha != now.alpha()) {  // it has adapted itself since: the same weights, in the phi of today
+      values = now.inverse(Reparametrisation(alpha).psi(values.to(torch::kDouble))).to(values.scalar_type());
+      alpha = now.alpha();
+    }
     w.rewire({left, left, values, std::nullopt});  // all anew, also for the optimiser
   }
 }
 
 NamedTensors IterativeMagnitude::archive() const {
   NamedTensors tensors;
-  for (const auto& [name, values] : rewound_) tensors.emplace_back(kRewound + name, values);
+  for (const auto& [name, rewound] : rewound_) {
+    tensors.emplace_back(kRewound + name, rewound.phi);
+    tensors.emplace_back(kRewoundAlpha + name, torch::tensor(rewound.alpha, torch::kDouble));
+  }
   return tensors;
 }
 
 void IterativeMagnitude::restore(const NamedTensors& tensors) {
   rewound_.clear();
   for (const auto& [name, values] : tensors) {
-    if (name.compare(0, kRewound.size(), kRewound) == 0) rewound_[name.substr(kRewound.size())] = values.clone();
+    if (name.compare(0, kRewound.size(), kRewound) == 0) rewound_[name.substr(kRewound.size())].phi = values.clone();
+    if (name.compare(0, kRewoundAlpha.size(), kRewoundAlpha) == 0)
+      rewound_[name.substr(kRewoundAlpha.size())].alpha = values.item<double>();
   }
 }
 

@@ -12,16 +12,17 @@ namespace {
 using torch::optim::Optimizer;
 using torch::optim::OptimizerParamState;
 
-/// Lists the members of one kind of state: tensor(name, member reference), count(name, int64 reference).
+/// Lists the members of one kind of state: tensor(name, k, member reference), count(name, int64 reference); k: the
+/// tensor is made of k-th powers of gradients.
 template <class V>
 void members(torch::optim::SGDParamState& s, V& v) {
-  v.tensor("momentum_buffer", [&]() -> at::Tensor& { return s.momentum_buffer(); });
+  v.tensor("momentum_buffer", 1, [&]() -> at::Tensor& { return s.momentum_buffer(); });
 }
 template <class Adam, class V>
 void adam_members(Adam& s, V& v) {
-  v.tensor("exp_avg", [&]() -> at::Tensor& { return s.exp_avg(); });
-  v.tensor("exp_avg_sq", [&]() -> at::Tensor& { return s.exp_avg_sq(); });
-  v.tensor("max_exp_avg_sq", [&]() -> at::Tensor& { return s.max_exp_avg_sq(); });
+  v.tensor("exp_avg", 1, [&]() -> at::Tensor& { return s.exp_avg(); });
+  v.tensor("exp_avg_sq", 2, [&]() -> at::Tensor& { return s.exp_avg_sq(); });
+  v.tensor("max_exp_avg_sq", 2, [&]() -> at::Tensor& { return s.max_exp_avg_sq(); });
   v.count("step", s.step(), [&](std::int64_t n) { s.step(n); });
 }
 template <class V>
@@ -34,14 +35,14 @@ void members(torch::optim::AdamWParamState& s, V& v) {
 }
 template <class V>
 void members(torch::optim::RMSpropParamState& s, V& v) {
-  v.tensor("square_avg", [&]() -> at::Tensor& { return s.square_avg(); });
-  v.tensor("momentum_buffer", [&]() -> at::Tensor& { return s.momentum_buffer(); });
-  v.tensor("grad_avg", [&]() -> at::Tensor& { return s.grad_avg(); });
+  v.tensor("square_avg", 2, [&]() -> at::Tensor& { return s.square_avg(); });
+  v.tensor("momentum_buffer", 0, [&]() -> at::Tensor& { return s.momentum_buffer(); });
+  v.tensor("grad_avg", 1, [&]() -> at::Tensor& { return s.grad_avg(); });
   v.count("step", s.step(), [&](std::int64_t n) { s.step(n); });
 }
 template <class V>
 void members(torch::optim::AdagradParamState& s, V& v) {
-  v.tensor("sum", [&]() -> at::Tensor& { return s.sum(); });
+  v.tensor("sum", 2, [&]() -> at::Tensor& { return s.sum(); });
   v.count("step", s.step(), [&](std::int64_t n) { s.step(n); });
 }
 
@@ -79,8 +80,19 @@ OptimizerParamState* find_state(Optimizer& optimizer, const at::Tensor& paramete
 struct Visitor {
   const std::function<void(const std::string&, at::Tensor&)>& visit;
   template <class Get>
-  void tensor(const char* name, const Get& get) {
+  void tensor(const char* name, int, const Get& get) {
     if (at::Tensor& t = get(); t.defined()) visit(name, t);
+  }
+  template <class Set>
+  void count(const char*, std::int64_t, const Set&) {}
+};
+
+struct Scaler {
+  const at::Tensor& factor;
+  template <class Get>
+  void tensor(const char*, int power, const Get& get) {
+    at::Tensor& t = get();
+    for (int k = 0; t.defined() && k < power; ++k) t.mul_(factor);
   }
   template <class Set>
   void count(const char*, std::int64_t, const Set&) {}
@@ -90,7 +102,7 @@ struct Saver {
   const std::string& prefix;
   NamedTensors& out;
   template <class Get>
-  void tensor(const char* name, const Get& get) {
+  void tensor(const char* name, int, const Get& get) {
     if (at::Tensor& t = get(); t.defined()) out.emplace_back(prefix + "." + name, t);
   }
   template <class Set>
@@ -104,7 +116,7 @@ struct Loader {
   const std::map<std::string, at::Tensor>& saved;
   const at::Tensor& parameter;
   template <class Get>
-  void tensor(const char* name, const Get& get) {
+  void tensor(const char* name, int, const Get& get) {
     const auto at = saved.find(prefix + "." + name);
     if (at == saved.end()) return;
     ESPALIER_CHECK(at->second.sizes() == parameter.sizes() && at->second.scalar_type() == parameter.scalar_type(),
@@ -129,6 +141,14 @@ void for_each_state(Optimizer& optimizer, const at::Tensor& parameter,
   OptimizerParamState* state = find_state(optimizer, parameter);
   if (state == nullptr) return;
   Visitor v{visit};
+  dispatch(*state, v);
+}
+
+void scale_state(Optimizer& optimizer, const at::Tensor& parameter, const at::Tensor& factor) {
+  const torch::NoGradGuard no_grad;
+  OptimizerParamState* state = find_state(optimizer, parameter);
+  if (state == nullptr) return;
+  Scaler v{factor};
   dispatch(*state, v);
 }
 

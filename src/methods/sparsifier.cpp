@@ -128,6 +128,11 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
   context_.structure.clear();
   announce_next_step();
   everything_ = model.parameters();
+  if (options.adaptive_alpha()) {
+    adaptive_.emplace(*options.adaptive_alpha(), psi.alpha(), weights_);
+    adaptive_->due(context_.clock);  // throws where the clock lacks what the interval needs
+    alpha_trace_ = adaptive_->start(weights_);
+  }
   for (const auto& w : weights_) everything_.push_back(w->parameter());  // a method may have parted it from the model's
 }
 
@@ -181,6 +186,7 @@ void Sparsifier::step(torch::optim::Optimizer& optimizer) {
   }
 
   // One step, the only place where its order stands.
+  adapt_alpha(optimizer);
   context_.learning_rate = learning_rate(optimizer);
   if (method_->replaces_update(next_step())) {
     for (auto& w : weights_) w->pull(0);  // leaves the dense gradient
@@ -207,8 +213,25 @@ void Sparsifier::update(torch::optim::Optimizer& optimizer) {
     // In phi: directly. In w, where the optimiser holds phi: psi(c phi) = (1 - lr rate) psi(phi) for c = (1 - lr
     // rate)^(1/alpha).
     const double keep = 1 - learning_rate(optimizer) * decay_.rate;
-    const double alpha = decay_.space == DecaySpace::w ? weights_[0]->reparametrisation().alpha() : 1;
-    for (auto& w : weights_) w->shrink(std::pow(keep, 1 / alpha));
+    for (auto& w : weights_) {
+      const double alpha = decay_.space == DecaySpace::w ? w->reparametrisation().alpha() : 1;
+      w->shrink(std::pow(keep, 1 / alpha));
+    }
+  }
+}
+
+void Sparsifier::observe_loss(double loss) {
+  if (adaptive_) adaptive_->observe_loss(loss);
+}
+
+void Sparsifier::adapt_alpha(torch::optim::Optimizer& optimizer) {
+  if (!adaptive_ || !adaptive_->due(context_.clock)) return;
+  alpha_trace_ = adaptive_->check(context_.clock, weights_);
+  for (std::size_t l = 0; l < weights_.size(); ++l) {
+    SparseWeight& w = *weights_[l];
+    if (w.reparametrisation().alpha() == adaptive_->alpha(l)) continue;  // at a bound
+    const at::Tensor factor = w.change_alpha(adaptive_->alpha(l));
+    if (factor.defined()) scale_state(optimizer, w.parameter(), factor);
   }
 }
 
@@ -294,11 +317,15 @@ double Sparsifier::sparsity() const {
 
 std::vector<LayerTopology> Sparsifier::take_topology() { return std::exchange(topology_, {}); }
 
+std::optional<AlphaTrace> Sparsifier::take_alpha_trace() { return std::exchange(alpha_trace_, std::nullopt); }
+
 NamedTensors Sparsifier::archive() const {
   NamedTensors all = {{"sparsifier.step", torch::tensor(context_.clock.step, torch::kInt64)}};
   for (const auto& w : weights_)
     for (auto& entry : w->archive()) all.push_back(std::move(entry));
   for (auto& entry : method_->archive()) all.push_back(std::move(entry));
+  if (adaptive_)
+    for (auto& entry : adaptive_->archive()) all.push_back(std::move(entry));
   for (std::size_t l = 0; l < ever_active_.size(); ++l) {
     const BitMask& ever = ever_active_[l];
     if (ever.size() == 0) continue;
@@ -314,6 +341,10 @@ void Sparsifier::restore(const NamedTensors& tensors) {
       std::find_if(tensors.begin(), tensors.end(), [](const auto& t) { return t.first == "sparsifier.step"; });
   ESPALIER_CHECK(step != tensors.end() && step->second.numel() == 1, ErrorKind::data,
                  "the saved state has no \"sparsifier.step\"");
+  if (adaptive_) {  // first: it says what the saved phi mean
+    adaptive_->restore(tensors);
+    for (std::size_t l = 0; l < weights_.size(); ++l) weights_[l]->change_alpha(adaptive_->alpha(l));
+  }
   for (auto& w : weights_) w->restore(tensors);
   method_->restore(tensors);
   for (std::size_t l = 0; l < ever_active_.size(); ++l) {
@@ -333,6 +364,7 @@ void Sparsifier::restore(const NamedTensors& tensors) {
   }
   context_.clock.step = step->second.item<std::int64_t>();
   topology_.clear();
+  alpha_trace_.reset();
   announce_next_step();
 }
 

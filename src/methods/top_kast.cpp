@@ -59,7 +59,14 @@ bool TopKast::explores(const Clock& clock) const {
 
 void TopKast::choose(const MethodContext& context) const {
   std::vector<at::Tensor> score;
-  for (const SparseWeight* w : context.weights) score.push_back(w->all_values().reshape({-1}).abs());
+  const auto alpha = [](const SparseWeight* w) { return w->reparametrisation().alpha(); };
+  const bool one_alpha = std::all_of(context.weights.begin(), context.weights.end(),
+                                     [&](const SparseWeight* w) { return alpha(w) == alpha(context.weights.front()); });
+  for (const SparseWeight* w : context.weights) {
+    const at::Tensor phi = w->all_values().reshape({-1});
+    // |phi| ranks as |w| does, over the network too as long as all layers have one alpha.
+    score.push_back(one_alpha ? phi.abs() : w->reparametrisation().psi(phi.to(torch::kDouble)).abs());
+  }
   const double forward = context.sparsity.sparsity,
                backward = explores(context.clock) ? forward - exploration_ : forward;
   const auto a = budgets(context, score, forward), b = budgets(context, score, backward);

@@ -9,6 +9,7 @@
 #include "espalier/ops/csr.h"
 #include "espalier/ops/power.h"
 #include "espalier/ops/sparse_linear.h"
+#include "nn/change_alpha.h"
 #include "nn/positions.h"
 #include "nn/running_top.h"
 
@@ -450,6 +451,20 @@ std::optional<SparseWeight::OnePass> CompressedWeight::one_pass() {
 void CompressedWeight::one_pass_done() {
   values_.mutable_grad() = at::Tensor();
   refresh();
+}
+
+at::Tensor CompressedWeight::change_alpha(double alpha) {
+  const torch::NoGradGuard no_grad;
+  at::Tensor factor = espalier::change_alpha(phi_, values_, alpha, reparametrisation_, name());
+  freeze();
+  power_ = at::Tensor();
+  const bool in_phi = reparametrisation_.update() == Update::gradient;
+  if (!is_virgin() && in_phi && ops::power_is_costly(alpha)) {
+    power_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
+    at::Tensor w = torch::empty_like(power_);
+    ops::power_push(phi_, every_, alpha, w, power_);
+  }
+  return in_phi ? factor : at::Tensor();
 }
 
 void CompressedWeight::settle() {

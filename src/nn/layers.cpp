@@ -53,12 +53,19 @@ Activation sum(const Activation& y, const Activation& x, bool relu) {
 /// The module keeps itself alive where it is registered; a plain one gives and takes plain tensors.
 template <class Dense, class Sparse, class Options>
 WeightLayer made(const Options& options, bool compressed) {
+  WeightLayer layer;
   if (compressed) {
     const auto sparse = std::make_shared<Sparse>(options);
-    return {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }};
+    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }, {}};
+    if constexpr (std::is_same_v<Sparse, SparseConv2dImpl>) {
+      layer.fork = [impl = sparse.get()](const Activation& x) { return impl->fork(x); };
+    }
+  } else {
+    const auto dense = std::make_shared<Dense>(options);
+    layer = {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }, {}};
   }
-  const auto dense = std::make_shared<Dense>(options);
-  return {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }};
+  if (!layer.fork) layer.fork = [apply = layer.apply](const Activation& x) { return std::pair{apply(x), x}; };
+  return layer;
 }
 
 }  // namespace
@@ -70,11 +77,31 @@ WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compresse
   return made<torch::nn::LinearImpl, SparseLinearImpl>(options, compressed);
 }
 
+Activation ahead_of(const WeightLayer& next, const Activation& x) {
+  const auto conv = std::dynamic_pointer_cast<SparseConv2dImpl>(next.module);
+  if (conv == nullptr || x.is_images() || SparseConv2dImpl::takes_alone(x)) return x;
+  return x.images(ops::conv_halo(conv->shape()));
+}
+
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu) {
   return normalised(module, x, relu);
 }
 Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu) {
   return normalised(module, x, relu);
+}
+
+std::pair<Activation, Activation> batch_norm_fork(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu) {
+  if (!x.is_images()) return {normalised(module, x, relu), x};
+  const ops::ImageLayout& layout = x.image_layout();
+  auto [y, same] = ops::batch_norm_fork(x.data(), layout, arguments_of(module), relu);
+  return {{std::move(y), layout}, {std::move(same), layout}};
+}
+
+Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x) {
+  if (!y.is_images()) return sum(normalised(module, y, false), x, true);
+  const Activation b = x.images(y.image_layout().halo);
+  if (b.image_layout().halo > y.image_layout().halo) return sum(normalised(module, y, false), x, true);
+  return {ops::batch_norm_add(y.data(), b.data(), y.image_layout(), arguments_of(module), true), y.image_layout()};
 }
 
 Activation relu_over(const Activation& x) {

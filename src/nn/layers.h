@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "espalier/nn/activation.h"
 #include "espalier/ops/pool.h"
@@ -18,6 +19,8 @@ namespace espalier::nn {
 struct WeightLayer {
   std::shared_ptr<torch::nn::Module> module;
   std::function<Activation(const Activation&)> apply;
+  /// The same, and x for its other use, as SparseConv2d::fork.
+  std::function<std::pair<Activation, Activation>(const Activation&)> fork;
 
   Activation operator()(const Activation& x) const { return apply(x); }
   explicit operator bool() const { return module != nullptr; }
@@ -26,9 +29,20 @@ struct WeightLayer {
 WeightLayer weight_layer(const torch::nn::Conv2dOptions& options, bool compressed);
 WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compressed);
 
+/// What comes out of a dense convolution, converted at once if the next convolution is compressed: batch norm and sums
+/// on the way then work in batch tiles.
+Activation ahead_of(const WeightLayer& next, const Activation& x);
+
 /// What `module` computes, its statistics updated as it does; in tiles max(0, .) of it in the same pass, where asked.
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu = false);
 Activation batch_norm(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu = false);
+
+/// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
+std::pair<Activation, Activation> batch_norm_fork(torch::nn::BatchNorm2dImpl& module, const Activation& x, bool relu);
+
+/// max(0, batch_norm(module, y) + x), in images in one pass. Elsewhere the sum is written over the output of batch
+/// norm.
+Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activation& y, const Activation& x);
 
 /// max(0, x), written over x: for a tensor that nobody else holds and that no backward pass needs.
 Activation relu_over(const Activation& x);

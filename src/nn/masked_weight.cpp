@@ -5,6 +5,7 @@
 #include "espalier/core/error.h"
 #include "espalier/nn/sparse_weight.h"
 #include "espalier/ops/power.h"
+#include "nn/change_alpha.h"
 #include "nn/positions.h"
 #include "nn/running_top.h"
 
@@ -177,6 +178,14 @@ class MaskedWeight : public SparseWeight {
     push();
   }
 
+  at::Tensor change_alpha(double alpha) override {
+    const torch::NoGradGuard no_grad;
+    at::Tensor factor = espalier::change_alpha(phi_, w_, alpha, reparametrisation_, name());
+    freeze();
+    keep_power();
+    return in_phi() ? factor : at::Tensor();
+  }
+
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override {
     const torch::NoGradGuard no_grad;
     ESPALIER_ASSERT(state.numel() == numel());
@@ -261,6 +270,15 @@ class MaskedWeight : public SparseWeight {
       power_ = torch::empty_like(w_, torch::TensorOptions().requires_grad(false));
     }
     ops::power_push(phi_, forward_, reparametrisation_.alpha(), w_, power_);
+  }
+
+  /// |phi|^(alpha-1) as a push would leave it, for an alpha that w was not pushed with.
+  void keep_power() {
+    power_ = at::Tensor();
+    if (reparametrisation_.update() != Update::gradient || !ops::power_is_costly(reparametrisation_.alpha())) return;
+    power_ = torch::empty_like(w_, torch::TensorOptions().requires_grad(false));
+    at::Tensor w = torch::empty_like(power_);
+    ops::power_push(phi_, forward_, reparametrisation_.alpha(), w, power_);
   }
 
   /// Puts phi outside M_b back to what it was.

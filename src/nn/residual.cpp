@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "nn/layers.h"
@@ -32,6 +33,7 @@ class ResidualBlock : public torch::nn::Module {
   virtual Activation forward(const Activation& x, const Trace& trace) = 0;
   /// The convolution around the block's other two; "" where it is the identity.
   virtual std::string projection() const = 0;
+  virtual const WeightLayer& first() const = 0;
 };
 
 class BasicBlock : public ResidualBlock {
@@ -52,15 +54,20 @@ class BasicBlock : public ResidualBlock {
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
-    Activation y = trace("conv1", conv1_(x));
+    auto [y, shortcut] = conv1_.fork(x);
+    y = trace("conv1", y);
     y = batch_norm_relu(bn1_, "bn1", y, trace);
     y = trace("conv2", conv2_(y));
-    y = trace("bn2", batch_norm(*bn2_, y));
-    if (!shortcut_conv_) return add_relu_over(y, x);
-    const Activation shortcut = trace("shortcut.0", shortcut_conv_(x));
-    return add_relu_over(y, trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut)));
+    // In the order in which observers are told: bn2 comes before the shortcut.
+    if (trace.observed()) y = trace("bn2", batch_norm(*bn2_, y));
+    if (shortcut_conv_) {
+      shortcut = trace("shortcut.0", shortcut_conv_(shortcut));
+      shortcut = trace("shortcut.1", batch_norm(*shortcut_bn_, shortcut));
+    }
+    return trace.observed() ? add_relu_over(y, shortcut) : batch_norm_add_relu(*bn2_, y, shortcut);
   }
   std::string projection() const override { return shortcut_conv_ ? "shortcut.0" : ""; }
+  const WeightLayer& first() const override { return conv1_; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_conv_;
@@ -84,15 +91,21 @@ class PreActivationBlock : public ResidualBlock {
   }
 
   Activation forward(const Activation& x, const Trace& trace) override {
-    const Activation active = batch_norm_relu(bn1_, "bn1", x, trace);
-    Activation y = trace("conv1", conv1_(active));
+    Activation active = x, skip = x;
+    if (trace.observed() || shortcut_)
+      active = batch_norm_relu(bn1_, "bn1", x, trace);
+    else
+      std::tie(active, skip) = batch_norm_fork(*bn1_, x, /*relu=*/true);
+    auto [y, same] = conv1_.fork(active);
+    y = trace("conv1", y);
     y = batch_norm_relu(bn2_, "bn2", y, trace);
     if (dropout_) y = trace("dropout", y.map([&](const Tensor& data) { return dropout_->forward(data); }));
     y = trace("conv2", conv2_(y));
     // Where the shape changes, the shortcut starts after the activation, as in the authors' code.
-    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(active)) : x);
+    return add_over(y, shortcut_ ? trace("convShortcut", shortcut_(same)) : skip);
   }
   std::string projection() const override { return shortcut_ ? "convShortcut" : ""; }
+  const WeightLayer& first() const override { return conv1_; }
 
  private:
   WeightLayer conv1_, conv2_, shortcut_;
@@ -111,6 +124,7 @@ class Blocks {
   void add(std::string name, std::shared_ptr<ResidualBlock> block) {
     blocks_.push_back({std::move(name), std::move(block)});
   }
+  const WeightLayer& first() const { return blocks_.front().second->first(); }
   Activation forward(Activation x, const Trace& trace) const {
     for (const auto& [name, block] : blocks_) x = trace(name, block->forward(x, trace.inside(name)));
     return x;
@@ -158,7 +172,7 @@ class ResNet20 : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", conv1_(images));
+    Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = batch_norm_relu(bn1_, "bn1", x, trace);
     x = global_average(blocks_.forward(x, trace));
     return trace("linear", linear_(x)).plain();
@@ -202,7 +216,7 @@ class WideResNet : public Network {
 
  protected:
   Tensor compute(const Tensor& images, const Trace& trace) override {
-    Activation x = trace("conv1", conv1_(images));
+    Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = blocks_.forward(x, trace);
     x = global_average(batch_norm_relu(bn1_, "bn1", x, trace));
     return trace("fc", fc_(x)).plain();

@@ -9,6 +9,9 @@
 namespace espalier::nn {
 namespace {
 
+/// Up to as many, images are taken one by one (docs/kernels.md).
+constexpr std::int64_t kFewImages = 8;
+
 kernels::ConvShape shape_of(const torch::nn::Conv2dOptions& o) {
   ESPALIER_CHECK(c10::get_if<torch::enumtype::kZeros>(&o.padding_mode()) != nullptr, ErrorKind::usage,
                  "sparse convolution: pads with zeros only; pad the images before it");
@@ -89,7 +92,26 @@ std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::
   return layer;
 }
 
-Activation SparseConv2dImpl::forward(const Activation& x) {
+bool SparseConv2dImpl::takes_alone(const Activation& x) {
+  return !x.is_images() && !x.is_tiled() && x.data().dim() == 4 && x.data().size(0) <= kFewImages &&
+         !torch::GradMode::is_enabled();
+}
+
+Activation SparseConv2dImpl::forward(const Activation& x) { return convolved(x, false).first; }
+
+std::pair<Activation, Activation> SparseConv2dImpl::fork(const Activation& x) { return convolved(x, true); }
+
+std::pair<Activation, Activation> SparseConv2dImpl::convolved(const Activation& x, bool fork) {
+  if (takes_alone(x)) {
+    const auto matrix = weight()->matrix();
+    const at::Tensor& data = x.data();
+    ESPALIER_CHECK(data.size(1) == shape_.in, ErrorKind::usage,
+                   "sparse convolution: the images have {} channels, the weight takes {}", data.size(1), shape_.in);
+    if (!alone_ || !alone_->serves(matrix.get(), data.size(2), data.size(3))) {
+      alone_ = std::make_shared<ops::AlonePlan>(matrix, shape_, data.size(2), data.size(3));
+    }
+    return {ops::sparse_conv2d_alone(data, *alone_, weight()->forward_values(), bias), x};
+  }
   const Activation in = x.images(ops::conv_halo(shape_));
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight()->matrix();
@@ -98,18 +120,23 @@ Activation SparseConv2dImpl::forward(const Activation& x) {
   }
   ops::BackwardObserver observer;
   if (weight()->wants_dense_gradient()) {
-    const auto out = plan_->output(in.image_layout().samples);
-    observer = [w = std::weak_ptr(weight()), layout = in.image_layout(), out, shape = shape_](const at::Tensor& images,
-                                                                                              const at::Tensor& dy) {
+    observer = [w = std::weak_ptr(weight()), layout = in.image_layout(), out = plan_->output(in.image_layout().samples),
+                shape = shape_](const at::Tensor& images, const at::Tensor& dy) {
       if (const auto held = w.lock()) {
         held->add_gradient_source(std::make_shared<ConvGradient>(shape, ops::from_images(images.detach(), layout),
                                                                  ops::from_images(dy.detach(), out)));
       }
     };
   }
+  const ops::ImageLayout out = plan_->output(in.image_layout().samples);
+  if (fork) {
+    auto [y, same] = ops::sparse_conv2d_fork(in.data(), in.image_layout(), plan_, weight()->stored_values(),
+                                             weight()->forward_values(), bias, std::move(observer));
+    return {{std::move(y), out}, {std::move(same), in.image_layout()}};
+  }
   at::Tensor y = ops::sparse_conv2d(in.data(), in.image_layout(), plan_, weight()->stored_values(),
                                     weight()->forward_values(), bias, std::move(observer));
-  return {std::move(y), plan_->output(in.image_layout().samples)};
+  return {{std::move(y), out}, x};
 }
 
 }  // namespace espalier::nn

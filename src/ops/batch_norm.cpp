@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/image_planes.h"
+#include "ops/sparse_function.h"
 
 namespace espalier::ops {
 namespace {
@@ -83,11 +84,15 @@ kernels::ChannelScale<T> scale_of(const at::Tensor& weight, const at::Tensor& bi
 }
 
 struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const c10::optional<at::Tensor>& weight,
-                            const c10::optional<at::Tensor>& bias, const BatchNorm& norm,
-                            const c10::intrusive_ptr<Channels>& channels, bool relu) {
+  using Optional = c10::optional<at::Tensor>;
+
+  /// y, and x itself where `fork`.
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const Optional& weight,
+                               const Optional& bias, const Optional& summand, const BatchNorm& norm,
+                               const c10::intrusive_ptr<Channels>& channels, bool relu, bool fork) {
     const at::Tensor x = input.contiguous();
-    const at::Tensor w = weight ? weight->contiguous() : at::Tensor(), b = bias ? bias->contiguous() : at::Tensor();
+    const at::Tensor w = weight ? weight->contiguous() : at::Tensor(), b = bias ? bias->contiguous() : at::Tensor(),
+                     other = summand ? summand->contiguous() : at::Tensor();
     at::Tensor y = new_images(x.numel(), x.options());
     at::Tensor mean = at::empty({channels->count}, x.options()), invstd = at::empty({channels->count}, x.options());
     with_type(x, [&](auto zero) {
@@ -104,25 +109,35 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
         }
         mean.data_ptr<T>()[c] = static_cast<T>(m);
         invstd.data_ptr<T>()[c] = static_cast<T>(1 / std::sqrt(variance + norm.eps));
-        k.normalise(x.data_ptr<T>(), channels->channel(c), scale_of<T>(w, b, mean, invstd, c, relu), y.data_ptr<T>());
+        const auto by = scale_of<T>(w, b, mean, invstd, c, relu);
+        if (other.defined())
+          k.normalise_add(x.data_ptr<T>(), channels->channel(c), by, other.data_ptr<T>(), y.data_ptr<T>());
+        else
+          k.normalise(x.data_ptr<T>(), channels->channel(c), by, y.data_ptr<T>());
         clear_halos(*channels, c, y.data_ptr<T>());
       });
     });
-    ctx->save_for_backward({x, w, b, mean, invstd});
+    const bool mask_by_y = other.defined() && relu;
+    ctx->save_for_backward({x, w, b, mean, invstd, mask_by_y ? y : at::Tensor()});
     ctx->saved_data["channels"] = c10::IValue::make_capsule(channels);
     ctx->saved_data["training"] = norm.training;
     ctx->saved_data["relu"] = relu;
-    return y;
+    ctx->saved_data["summand"] = other.defined();
+    if (fork) return {y, input};
+    return {y};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &w = saved[1], &b = saved[2], &mean = saved[3], &invstd = saved[4];
+    const at::Tensor &x = saved[0], &w = saved[1], &b = saved[2], &mean = saved[3], &invstd = saved[4], &y = saved[5];
     const auto capsule = ctx->saved_data["channels"].toCapsule();
     const auto& channels = static_cast<const Channels&>(*capsule);
-    const bool training = ctx->saved_data["training"].toBool(), relu = ctx->saved_data["relu"].toBool();
-    const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = new_images(x.numel(), x.options());
+    const bool training = ctx->saved_data["training"].toBool(), summand = ctx->saved_data["summand"].toBool();
+    const bool relu = ctx->saved_data["relu"].toBool() && !summand;  // recomputed from x alone
+    at::Tensor dy = gradients[0].contiguous();
+    const bool add = gradients.size() > 1 && gradients[1].defined();
+    at::Tensor dx = add ? to_add_to(gradients[1]) : new_images(x.numel(), x.options());
+    at::Tensor g = y.defined() ? new_images(x.numel(), x.options()) : dy;
     at::Tensor dweight = at::empty_like(mean), dbias = at::empty_like(mean);
     with_type(x, [&](auto zero) {
       using T = decltype(zero);
@@ -130,18 +145,32 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
       each_channel(channels, [&](std::int64_t c) {
         const auto by = scale_of<T>(w, b, mean, invstd, c, relu);
         double sum = 0, product = 0;
-        k.gradient_sums(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, &sum, &product);
+        if (y.defined()) {
+          k.masked_gradient_sums(x.data_ptr<T>(), y.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by.mean,
+                                 g.data_ptr<T>(), &sum, &product);
+          clear_halos(channels, c, g.data_ptr<T>());
+        } else {
+          k.gradient_sums(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, &sum, &product);
+        }
         const auto inv = static_cast<double>(invstd.data_ptr<T>()[c]), n = static_cast<double>(channels.values);
         dbias.data_ptr<T>()[c] = static_cast<T>(sum);
         dweight.data_ptr<T>()[c] = static_cast<T>(product * inv);
         // dx = (g - mean of g - xhat (mean of g xhat)) scale; statistics that are constants have no gradient.
         const T level = training ? static_cast<T>(sum / n) : T(0);
         const T slope = training ? static_cast<T>(product / n * inv * inv) : T(0);
-        k.input_gradient(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, level, slope, dx.data_ptr<T>());
-        clear_halos(channels, c, dx.data_ptr<T>());
+        k.input_gradient(x.data_ptr<T>(), g.data_ptr<T>(), channels.channel(c), by, level, slope, add,
+                         dx.data_ptr<T>());
+        if (!add) clear_halos(channels, c, dx.data_ptr<T>());
       });
     });
-    return {dx, w.defined() ? dweight : at::Tensor(), b.defined() ? dbias : at::Tensor(), {}, {}, {}};
+    return {dx,
+            w.defined() ? dweight : at::Tensor(),
+            b.defined() ? dbias : at::Tensor(),
+            summand ? g : at::Tensor(),
+            {},
+            {},
+            {},
+            {}};
   }
 
   template <class T>
@@ -157,8 +186,8 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
   }
 };
 
-at::Tensor checked(const at::Tensor& x, const c10::intrusive_ptr<Channels>& channels, const BatchNorm& norm,
-                   bool relu) {
+variable_list checked(const at::Tensor& x, const c10::intrusive_ptr<Channels>& channels, const BatchNorm& norm,
+                      bool relu, const at::Tensor& summand = {}, bool fork = false) {
   for (const at::Tensor* t : {&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var}) {
     ESPALIER_CHECK(!t->defined() || (t->dim() == 1 && t->size(0) == channels->count), ErrorKind::usage,
                    "batch norm: {} channels come in; its weight, bias and statistics are for [{}]", channels->count,
@@ -176,21 +205,38 @@ at::Tensor checked(const at::Tensor& x, const c10::intrusive_ptr<Channels>& chan
   ESPALIER_CHECK(!norm.training || channels->values != 1, ErrorKind::usage,
                  "batch norm: one value a channel has no variance to train with; take larger batches or eval()");
   const auto optional = [](const at::Tensor& t) { return t.defined() ? c10::optional<at::Tensor>(t) : c10::nullopt; };
-  return FusedBatchNorm::apply(x, optional(norm.weight), optional(norm.bias), norm, channels, relu);
+  return FusedBatchNorm::apply(x, optional(norm.weight), optional(norm.bias), optional(summand), norm, channels, relu,
+                               fork);
 }
 
 }  // namespace
 
 at::Tensor batch_norm(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu) {
   check_images(images, layout);
-  return checked(images, channels_of(layout), norm, relu);
+  return checked(images, channels_of(layout), norm, relu)[0];
+}
+
+Forked batch_norm_fork(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu) {
+  check_images(images, layout);
+  const variable_list both = checked(images, channels_of(layout), norm, relu, {}, true);
+  return {both[0], both[1]};
+}
+
+at::Tensor batch_norm_add(const at::Tensor& images, const at::Tensor& summand, const ImageLayout& layout,
+                          const BatchNorm& norm, bool relu) {
+  check_images(images, layout);
+  check_images(summand, layout);
+  ESPALIER_CHECK(summand.scalar_type() == images.scalar_type(), ErrorKind::usage,
+                 "batch norm: the input is {}, what is added {}; convert one of them",
+                 c10::toString(images.scalar_type()), c10::toString(summand.scalar_type()));
+  return checked(images, channels_of(layout), norm, relu, summand)[0];
 }
 
 at::Tensor batch_norm(const at::Tensor& tiles, const TileLayout& layout, const BatchNorm& norm, bool relu) {
   ESPALIER_CHECK(tiles.dim() == 1 && tiles.numel() == layout.numel(), ErrorKind::usage,
                  "tiles of {} samples with {} features have {} entries; found {}", layout.samples, layout.features,
                  layout.numel(), tiles.numel());
-  return checked(tiles, channels_of(layout), norm, relu);
+  return checked(tiles, channels_of(layout), norm, relu)[0];
 }
 
 }  // namespace espalier::ops

@@ -78,8 +78,8 @@ std::int64_t count_of(std::int64_t size, std::int64_t stride, std::int64_t phase
 
 /// Each part has images of its own, from all of which it sums up gradients of the values.
 template <class T>
-void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
-              T* dbias) {
+void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, const T* x, const T* dy, T* dx, bool add,
+              T* dvalues, T* dbias) {
   const auto& k = kernels::active().sparse_conv<T>();
   const ConvShape& s = plan.shape();
   const ImageLayout out = plan.output(in.samples);
@@ -94,14 +94,14 @@ void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, cons
   at::parallel_for(0, parts, grain, [&](std::int64_t part_begin, std::int64_t part_end) {
     for (std::int64_t p = part_begin; p < part_end; ++p) {
       const auto band = [&](std::int64_t group, std::int64_t row, std::int64_t row_end, bool first) {
-        if (first && dx != nullptr) clear_halo(in, group, dx);
+        if (first && dx != nullptr && !add) clear_halo(in, group, dx);
         for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
           const std::int64_t h = phase / s.stride[1], w = phase % s.stride[1];
           const std::int64_t at = pixel(in, group, h, w);
           k.backward(plan.weight().backward, phase, plan.offsets().backward.data(), values, s.stride,
                      {planes_of(in), planes_of(out), count_of(in.width, s.stride[1], w), row,
                       std::min(row_end, count_of(in.height, s.stride[0], h))},
-                     x + at, dy + pixel(out, group, 0, 0), dx != nullptr ? dx + at : nullptr, sums(p));
+                     x + at, dy + pixel(out, group, 0, 0), dx != nullptr ? dx + at : nullptr, add, sums(p));
         }
       };
       each_band(rows, units * p / parts, units * (p + 1) / parts, band);
@@ -133,10 +133,11 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     BackwardObserver observer;
   };
 
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
-                            const c10::optional<at::Tensor>& given_bias, const ImageLayout& layout,
-                            const std::shared_ptr<const ConvPlan>& plan, const at::Tensor& forward_values,
-                            const BackwardObserver& observer) {
+  /// y, and x itself where `fork`: what else becomes of it, so that its gradient comes here first.
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
+                               const c10::optional<at::Tensor>& given_bias, const ImageLayout& layout,
+                               const std::shared_ptr<const ConvPlan>& plan, const at::Tensor& forward_values,
+                               const BackwardObserver& observer, bool fork) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const at::Tensor in = x.contiguous();
     at::Tensor y = new_images(plan->output(layout.samples).numel(), x.options());
@@ -148,7 +149,8 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     held->plan = plan;
     held->observer = observer;
     ctx->saved_data["plan"] = c10::IValue::make_capsule(std::move(held));
-    return y;
+    if (fork) return {y, x};
+    return {y};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
@@ -157,13 +159,19 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const auto held = ctx->saved_data["plan"].toCapsule();
     const ConvPlan& plan = *static_cast<const Held&>(*held).plan;
     const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? new_images(x.numel(), x.options()) : at::Tensor();
+    at::Tensor dx;
+    const bool add = gradients.size() > 1 && gradients[1].defined();
+    if (add) {
+      dx = to_add_to(gradients[1]);
+    } else if (ctx->saved_data["input_gradient"].toBool()) {
+      dx = new_images(x.numel(), x.options());
+    }
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = bias.defined() && bias.requires_grad() ? at::empty_like(bias) : at::Tensor();
-    conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, dvalues, dbias);
+    conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, add, dvalues, dbias);
     const auto& observer = static_cast<const Held&>(*held).observer;
     if (observer) observer(x, dy);
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kLayer);
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}, {}}, kLayer);
   }
 };
 
@@ -188,17 +196,21 @@ void check_conv(const ConvShape& s) {
                  kMost, s.in, s.out, s.kernel[0], s.kernel[1]);
 }
 
+void check_size(const ConvShape& shape, std::int64_t height, std::int64_t width) {
+  ESPALIER_CHECK(shape.output(0, height) > 0 && shape.output(1, width) > 0, ErrorKind::usage,
+                 "sparse convolution: images of {}x{} with padding {}x{} are smaller than the kernel, {}x{}{}", height,
+                 width, shape.padding[0], shape.padding[1], shape.kernel[0], shape.kernel[1],
+                 shape.dilation == ConvShape::Pair{1, 1} ? "" : " with its dilation");
+}
+
 std::int64_t conv_halo(const ConvShape& shape) { return std::max(shape.padding[0], shape.padding[1]); }
 
 ConvPlan::ConvPlan(std::shared_ptr<const Compressed> weight, const ConvShape& shape, const ImageLayout& in)
     : weight_(std::move(weight)), shape_(shape), in_(in) {
   ESPALIER_CHECK(in.channels == shape.in, ErrorKind::usage,
                  "sparse convolution: the images have {} channels, the weight takes {}", in.channels, shape.in);
+  check_size(shape, in.height, in.width);
   out_ = {0, shape.out, shape.output(0, in.height), shape.output(1, in.width), in.halo};
-  ESPALIER_CHECK(out_.height > 0 && out_.width > 0, ErrorKind::usage,
-                 "sparse convolution: images of {}x{} with padding {}x{} are smaller than the kernel, {}x{}{}",
-                 in.height, in.width, shape.padding[0], shape.padding[1], shape.kernel[0], shape.kernel[1],
-                 shape.dilation == ConvShape::Pair{1, 1} ? "" : " with its dilation");
   ESPALIER_ASSERT(in.halo >= conv_halo(shape));
   // Outputs that do not exist, but that the input pixels at the border ask for.
   const std::int64_t size[2] = {in.height, in.width}, outputs[2] = {out_.height, out_.width};
@@ -236,7 +248,7 @@ void conv_forward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor&
 }
 
 void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor& values, const at::Tensor& x,
-                   const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias) {
+                   const at::Tensor& dy, at::Tensor& dx, bool add, at::Tensor& dvalues, at::Tensor& dbias) {
   if (in.samples == 0) {  // no group writes the sums
     dvalues.zero_();
     if (dbias.defined()) dbias.zero_();
@@ -245,14 +257,16 @@ void conv_backward(const ConvPlan& plan, const ImageLayout& in, const at::Tensor
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
     backward<T>(plan, in, values.data_ptr<T>(), x.data_ptr<T>(), dy.data_ptr<T>(),
-                dx.defined() ? dx.data_ptr<T>() : nullptr, dvalues.data_ptr<T>(),
+                dx.defined() ? dx.data_ptr<T>() : nullptr, add, dvalues.data_ptr<T>(),
                 dbias.defined() ? dbias.data_ptr<T>() : nullptr);
   });
 }
 
-at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
-                         BackwardObserver observer) {
+namespace {
+
+variable_list checked(const at::Tensor& x, const ImageLayout& in, const std::shared_ptr<const ConvPlan>& plan,
+                      const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                      const BackwardObserver& observer, bool fork) {
   check_images(x, in);
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse convolution: the images are {}, the weight {}; convert one of them",
@@ -262,7 +276,22 @@ at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared
                   forward.numel() == values.numel());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseConv2d::apply(x, values, optional_bias, in, plan, forward, std::move(observer));
+  return SparseConv2d::apply(x, values, optional_bias, in, plan, forward, observer, fork);
+}
+
+}  // namespace
+
+at::Tensor sparse_conv2d(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         BackwardObserver observer) {
+  return checked(x, in, plan, values, forward, bias, observer, false)[0];
+}
+
+Forked sparse_conv2d_fork(const at::Tensor& x, const ImageLayout& in, std::shared_ptr<const ConvPlan> plan,
+                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                          BackwardObserver observer) {
+  variable_list both = checked(x, in, plan, values, forward, bias, observer, true);
+  return {both[0], both[1]};
 }
 
 }  // namespace espalier::ops

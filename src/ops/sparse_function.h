@@ -19,6 +19,14 @@ inline void check_bias(const at::Tensor& bias, const at::Tensor& x, std::int64_t
                  c10::toString(x.scalar_type()), outputs);
 }
 
+/// The gradient of another use, to be added to in place: itself where nobody but autograd holds it (which does so twice
+/// around Function::backward, whose argument is the third), else a copy.
+inline at::Tensor to_add_to(const at::Tensor& other) {
+  const bool ours = other.use_count() <= 3 && other.storage().use_count() == 1 && other.is_contiguous() &&
+                    !at::GradMode::is_enabled();
+  return ours ? other : other.clone(at::MemoryFormat::Contiguous);
+}
+
 /// Gradients formed outside autograd: differentiating them once more is an error and not a silent zero.
 inline torch::autograd::variable_list differentiable_once(torch::autograd::variable_list gradients, const char* layer) {
   if (!at::GradMode::is_enabled()) return gradients;

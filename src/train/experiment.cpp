@@ -347,6 +347,7 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
                                   .weight_decay(sparsifier_decay(config))
                                   .probe(probe)
                                   .restored(start.restored);
+  if (config.reparam.name == "adaptive-powerprop") options.adaptive_alpha(config.reparam.adaptive);
   if (fresh && !config.run.structure_from.empty()) {
     options.structure(structure_of(load_run(config.run.structure_from), *model.network));
   }

@@ -42,8 +42,17 @@ const std::vector<OnlyWith>& only_with() {
       {"schedule", "milestones", {"multi-step"}},
       {"schedule", "factor", {"step", "multi-step"}},
       {"schedule", "final_factor", {"cosine"}},
-      {"reparam", "alpha", {"powerprop"}},
-      {"reparam", "update", {"powerprop"}},
+      {"reparam", "alpha", {"powerprop", "adaptive-powerprop"}},
+      {"reparam", "update", {"powerprop", "adaptive-powerprop"}},
+      {"reparam", "interval", {"adaptive-powerprop"}},
+      {"reparam", "signal", {"adaptive-powerprop"}},
+      {"reparam", "epsilon", {"adaptive-powerprop"}},
+      {"reparam", "cr", {"adaptive-powerprop"}},
+      {"reparam", "cd", {"adaptive-powerprop"}},
+      {"reparam", "loss_tolerance", {"adaptive-powerprop"}},
+      {"reparam", "alpha_min", {"adaptive-powerprop"}},
+      {"reparam", "alpha_max", {"adaptive-powerprop"}},
+      {"reparam", "per", {"adaptive-powerprop"}},
   };
   return kList;
 }
@@ -142,6 +151,16 @@ std::vector<Conflict> conflicts(RunConfig config) {
   }
   if (config.optim.nesterov && config.optim.name == "sgd" && config.optim.momentum == 0) {
     out.push_back({{"optim.nesterov", "optim.momentum"}, "needs [optim].momentum above 0, e.g. 0.9"});
+  }
+  const ReparamOptions& reparam = config.reparam;
+  if (reparam.name == "adaptive-powerprop" && reparam.alpha == 1) {
+    out.push_back({{"reparam.alpha", "reparam.name"},
+                   "alpha - 1 is what the control loop multiplies, so 1 would stay 1; begin above it, e.g. 1.2"});
+  } else if (reparam.name == "adaptive-powerprop" &&
+             (reparam.alpha < reparam.adaptive.alpha_min || reparam.alpha > reparam.adaptive.alpha_max)) {
+    out.push_back({{"reparam.alpha", "reparam.alpha_min", "reparam.alpha_max", "reparam.name"},
+                   fmt::format("is not between [reparam].alpha_min = {} and alpha_max = {}; move alpha or the bounds",
+                               reparam.adaptive.alpha_min, reparam.adaptive.alpha_max)});
   }
   if (config.model.name == "layers" && config.model.layers.empty()) {
     out.push_back(

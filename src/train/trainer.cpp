@@ -85,6 +85,7 @@ class Run {
       write_topology();
       write_structure();
       weights_->write("weights", 0, weight_record(*model_.sparsifier));
+      write_alpha();
       return;
     }
     const auto& state = checkpoint->state;
@@ -131,7 +132,9 @@ class Run {
     if (config_.train.clip_norm > 0) {
       torch::nn::utils::clip_grad_norm_(model_.network->parameters(), config_.train.clip_norm);
     }
+    model_.sparsifier->observe_loss(loss_value);
     model_.sparsifier->step(*optimizer_);
+    write_alpha();
     ++step_;
 
     running_.samples += batch.size();
@@ -242,6 +245,39 @@ class Run {
     }
   }
 
+  /// What alpha's control loop saw of the weights, `step` steps into the run, and did before the step after.
+  void write_alpha() {
+    const auto trace = model_.sparsifier->take_alpha_trace();
+    if (!trace) return;
+    const auto fields = [&](const AlphaRecord& r) {
+      Json row = {{"alpha", r.alpha}, {"near_zero", r.near_zero}, {"signal", r.signal}};
+      if (trace->start) return row;
+      row["before"] = r.before;
+      row["signal_before"] = r.signal_before ? Json(*r.signal_before) : Json(nullptr);
+      row["verdict"] = r.verdict == AlphaControl::Verdict::increase ? "increase" : "decrease";
+      row["slow_start"] = r.slow_start;
+      return row;
+    };
+    Json event = Json::object();
+    if (trace->loss) event["loss"] = *trace->loss;
+    if (trace->records.size() == 1 && trace->records[0].weight.empty()) {
+      event.update(fields(trace->records[0]));
+    } else {
+      event["layers"] = Json::array();
+      for (const AlphaRecord& r : trace->records) {
+        Json row = {{"name", r.weight}};
+        row.update(fields(r));
+        event["layers"].push_back(row);
+      }
+    }
+    metrics_->write("alpha", trace->step, event);
+    for (const AlphaRecord& r : trace->records) {
+      log_info(fmt::format("step {}: {}{}alpha {:.4g}{}, near zero {:.4f}", trace->step, r.weight,
+                           r.weight.empty() ? "" : ": ", r.before,
+                           trace->start ? "" : fmt::format(" -> {:.4g}", r.alpha), r.near_zero));
+    }
+  }
+
   /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
   void save(bool planned) {
     (planned ? metrics_ : timing_)->write("checkpoint", step_);
@@ -317,6 +353,12 @@ class Run {
     s["method"] = config_.method.name();
     s["reparam"] = config_.reparam.name;
     s["alpha"] = config_.reparam.alpha;
+    if (sparsifier.adapts_alpha()) {  // as it is now; one for each layer stands in "storage"
+      const double first = sparsifier.weights().front()->reparametrisation().alpha();
+      s["alpha"] = config_.reparam.adaptive.per == "network" ? Json(first) : Json(nullptr);
+      for (std::size_t l = 0; l < layers.size(); ++l)
+        layers[l]["alpha"] = sparsifier.weights()[l]->reparametrisation().alpha();
+    }
     s["seed"] = config_.run.seed;
     s["epochs"] = static_cast<double>(step_) / static_cast<double>(clock_.steps_per_epoch);
     s["steps"] = step_;

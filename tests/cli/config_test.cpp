@@ -24,12 +24,14 @@ TEST_F(Config, ReportsAllMistakesOfAFile) {
   const Result result = run("config config.toml --set train.steps=x");
   EXPECT_EQ(result.status, 2);
   EXPECT_EQ(result.out, "");
-  EXPECT_EQ(result.err,
-            "error: config.toml:3:1: [reparam].alpa: unknown key. Known: name, alpha, update. Did you mean \"alpha\"?\n"
-            "config.toml:5:16: [sparsity].distribution = \"erdos\": unknown value. Known: uniform, er, erk, global. "
-            "Did you mean "
-            "\"er\"?\n"
-            "--set: [train].steps = \"x\": expected an integer, found a string\n");
+  EXPECT_EQ(
+      result.err,
+      "error: config.toml:3:1: [reparam].alpa: unknown key. Known: name, alpha, update, interval, signal, epsilon, cr, "
+      "cd, loss_tolerance, alpha_min, alpha_max, per. Did you mean \"alpha\"?\n"
+      "config.toml:5:16: [sparsity].distribution = \"erdos\": unknown value. Known: uniform, er, erk, global. "
+      "Did you mean "
+      "\"er\"?\n"
+      "--set: [train].steps = \"x\": expected an integer, found a string\n");
   EXPECT_EQ(run("config none.toml").err, "error: none.toml: cannot be read: No such file or directory\n");
 }
 

@@ -141,6 +141,9 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
   for (T& v : bias) v = draw();
   for (std::size_t k = 0; k < values.size(); ++k) forward_values[k] = values[weight.canonical[k]];
   std::vector<T> dvalues(values.size(), T(2));  // they are added to
+  // So is dx, where asked for: with whole numbers.
+  const T dx_before = whole_numbers ? T(3) : T(0);
+  dx.each([&](auto k, auto h, auto w, auto i) { dx.at(k, h, w)[i] = whole_numbers ? dx_before : T(99); });
 
   const ConvOffsets offsets = conv_offsets(weight, s, x.planes, y.planes);
   const std::int64_t cut = oh / 2;  // in two parts, as threads would
@@ -155,9 +158,30 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
     for (const auto& [begin, end] : {std::pair{std::int64_t{0}, rows / 2}, {rows / 2, rows}}) {
       kernels.backward(weight.backward, phase, offsets.backward.data(), values.data(), s.stride,
                        {x.planes, y.planes, columns, begin, end}, x.at(0, ph, pw), dy.at(0, 0, 0), dx.at(0, ph, pw),
-                       dvalues.data());
+                       whole_numbers, dvalues.data());
     }
   }
+  // The first image by itself.
+  const AlonePlanes planes = alone_planes(s, c.height, c.width);
+  const std::vector<std::int32_t> alone_offset = alone_offsets(weight, s, planes);
+  std::vector<T> alone_x, alone_y(static_cast<std::size_t>(s.out * planes.blocks * kImageLanes));
+  for (std::int64_t k = 0; k < s.in; ++k) {
+    for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
+      for (std::int64_t h = 0; h < planes.rows; ++h) {
+        for (std::int64_t w = 0; w < planes.row; ++w) {
+          const std::int64_t ih = h * s.stride[0] + phase / s.stride[1] - s.padding[0],
+                             iw = w * s.stride[1] + phase % s.stride[1] - s.padding[1];
+          alone_x.push_back(x.inside(ih, iw) ? *x.at(k, ih, iw) : T(0));
+        }
+      }
+    }
+  }
+  alone_x.insert(alone_x.end(), kImageLanes, T(0));
+  for (const auto& [begin, end] : {std::pair{std::int64_t{0}, planes.blocks / 2}, {planes.blocks / 2, planes.blocks}}) {
+    kernels.forward_alone(weight.forward, alone_offset.data(), forward_values.data(), bias.data(), begin, end,
+                          planes.blocks * kImageLanes, alone_x.data(), alone_y.data());
+  }
+
   std::vector<T> dvalues_alone(values.size());
   {
     for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
@@ -165,7 +189,7 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
       kernels.backward(weight.backward, phase, offsets.backward.data(), values.data(), s.stride,
                        {x.planes, y.planes, (c.width - pw + s.stride[1] - 1) / s.stride[1], 0,
                         (c.height - ph + s.stride[0] - 1) / s.stride[0]},
-                       x.at(0, ph, pw), dy.at(0, 0, 0), nullptr, dvalues_alone.data());
+                       x.at(0, ph, pw), dy.at(0, 0, 0), nullptr, false, dvalues_alone.data());
     }
   }
 
@@ -205,11 +229,15 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
     if (!good) return;
     const double b = bias[static_cast<std::size_t>(o)];
     expect_near(y.at(o, h, w)[i], y_sum.at(o, h, w)[i] + b, y_size.at(o, h, w)[i] + std::abs(b), most);
+    if (i == 0) {
+      const auto at = static_cast<std::size_t>(o * planes.blocks * kImageLanes + h * planes.row + w);
+      expect_near(alone_y[at], y_sum.at(o, h, w)[i] + b, y_size.at(o, h, w)[i] + std::abs(b), most);
+    }
     good = !::testing::Test::HasFailure();
   });
   dx_sum.each([&](auto k, auto h, auto w, auto i) {
     if (!good) return;
-    expect_near(dx.at(k, h, w)[i], dx_sum.at(k, h, w)[i], dx_size.at(k, h, w)[i], most);
+    expect_near(dx.at(k, h, w)[i], dx_before + dx_sum.at(k, h, w)[i], dx_size.at(k, h, w)[i], most);
     good = !::testing::Test::HasFailure();
   });
   for (std::size_t k = 0; k < values.size() && good; ++k) {

@@ -42,6 +42,11 @@ TEST(SparseConv2d, IsTheDenseLayerWithTheSameWeights) {
         const auto y = dense->forward(x), y2 = sparse->forward(x2);
         ASSERT_EQ(y2.sizes(), y.sizes());
         EXPECT_TRUE(torch::allclose(y2, y, 1e-12, 1e-12));
+        {
+          const torch::NoGradGuard no_grad;  // few images are taken one by one
+          EXPECT_TRUE(torch::allclose(sparse->forward(x), y, 1e-12, 1e-12));
+          EXPECT_EQ(sparse->forward(Activation(x)).is_images(), batch > 8);
+        }
         const auto dy = torch::randn_like(y);
         dense->zero_grad();
         sparse->zero_grad();
@@ -68,7 +73,12 @@ TEST(SparseConv2d, FollowsAChangeOfTopology) {
   auto dense = thinned(Conv2dOptions(6, 8, 3).padding(1).stride(2));
   const auto sparse = SparseConv2dImpl::from_dense(*dense);
   const auto x = torch::randn({5, 6, 7, 7}, torch::kDouble);
-  EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+  const auto expect_same = [&] {
+    EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+    const torch::NoGradGuard no_grad;
+    EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+  };
+  expect_same();
   const auto kept = sparse->weight()->active();
   const auto free = dense->weight.detach().view({-1}).eq(0).nonzero().view({-1});
   sparse->weight()->rewire({kept.slice(0, 0, 20), free.slice(0, 3, 9), torch::ones({6}, torch::kDouble), {}});
@@ -78,7 +88,7 @@ TEST(SparseConv2d, FollowsAChangeOfTopology) {
     dense->weight.view({-1}).index_fill_(0, free.slice(0, 3, 9), 1);
   }
   EXPECT_TRUE(torch::equal(sparse->to_dense(), dense->weight));
-  EXPECT_TRUE(torch::allclose(sparse->forward(x), dense->forward(x), 1e-12, 1e-12));
+  expect_same();
 }
 
 TEST(SparseConv2d, KeepsImagesBetweenLayers) {
@@ -105,10 +115,13 @@ TEST(SparseConv2d, WithoutASparsifierEveryPositionIsActive) {
 
 TEST(SparseConv2d, SaysWhatDoesNotFit) {
   SparseConv2d layer(Conv2dOptions(6, 8, 3));
-  EXPECT_THROW(layer->forward(torch::zeros({2, 5, 8, 8})), Error);
-  EXPECT_THROW(layer->forward(torch::zeros({2, 6, 2, 8})), Error);
-  EXPECT_THROW(layer->forward(torch::zeros({2, 6, 8, 8}, torch::kDouble)), Error);
-  EXPECT_THROW(layer->forward(torch::zeros({6, 8, 8})), Error);
+  for (const bool gradients : {true, false}) {
+    const torch::AutoGradMode mode(gradients);
+    EXPECT_THROW(layer->forward(torch::zeros({2, 5, 8, 8})), Error);
+    EXPECT_THROW(layer->forward(torch::zeros({2, 6, 2, 8})), Error);
+    EXPECT_THROW(layer->forward(torch::zeros({2, 6, 8, 8}, torch::kDouble)), Error);
+    EXPECT_THROW(layer->forward(torch::zeros({6, 8, 8})), Error);
+  }
   EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 3).padding_mode(torch::kReflect)), Error);
   EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 4).padding(torch::kSame)), Error);
   EXPECT_THROW(SparseConv2d(Conv2dOptions(6, 8, 3).groups(4)), Error);

@@ -88,6 +88,63 @@ TEST(BatchNorm, OfImagesIsTorchs) {
   }
 }
 
+TEST(BatchNorm, PlusASummandIsTorchs) {
+  for (const Shape& s : kShapes) {
+    const Tensor x = images_of(s) * 3 + 2, r = torch::randn_like(x), summand = torch::randn_like(x);
+    const ImageLayout layout = image_layout(x, s.halo);
+    for (const Case& c : cases(s.channels)) {
+      for (const bool relu : {false, true}) {
+        std::vector<Tensor> expected;
+        {
+          const Tensor lx = leaf(x), ls = leaf(summand), w = leaf(c.weight), b = leaf(c.bias), m = copy(c.mean),
+                       v = copy(c.var);
+          const Tensor y = torch::batch_norm(lx, w, b, m, v, c.training, 0.3, 1e-5, false) + ls;
+          expected = results(relu ? torch::relu(y) : y, r, {lx, ls, w, b}, {m, v});
+        }
+        const Tensor lx = leaf(x), ls = leaf(summand), w = leaf(c.weight), b = leaf(c.bias), m = copy(c.mean),
+                     v = copy(c.var);
+        const Tensor images = with_padding_of(to_images(lx, s.halo), layout, 1e3);
+        const Tensor others = with_padding_of(to_images(ls, s.halo), layout, -1e3);
+        const Tensor y = batch_norm_add(images, others, layout, {w, b, m, v, c.training, 0.3, 1e-5}, relu);
+        EXPECT_TRUE(halo_is_zero(y, layout));
+        expect_close(results(from_images(y, layout), r, {lx, ls, w, b}, {m, v}), expected);
+
+        const auto gradients = torch::autograd::grad(
+            {from_images(
+                batch_norm_add(images, others, layout, {w, b, copy(c.mean), copy(c.var), c.training, 0.3, 1e-5}, relu),
+                layout)},
+            {images, others}, {r});
+        for (const Tensor& g : gradients) {  // halo and padding lanes: zero
+          EXPECT_TRUE(drawn(g, layout).equal(expected_tiles(from_images(g, layout), layout)));
+        }
+      }
+    }
+  }
+}
+
+TEST(BatchNorm, AForkAddsTheGradientOfTheOtherUse) {
+  for (const Shape& s : kShapes) {
+    const Tensor nchw = images_of(s);
+    const ImageLayout layout = image_layout(nchw, s.halo);
+    const Tensor x = to_images(nchw, s.halo).requires_grad_();
+    const Tensor r = to_images(torch::randn_like(nchw), s.halo), r_before = r.clone(),
+                 dy = to_images(torch::randn_like(nchw), s.halo);
+    const BatchNorm norm{torch::rand({s.channels}, torch::kDouble), {}, {}, {}, true, 0.1, 1e-5};
+    const Tensor plain = batch_norm(x, layout, norm, true);
+    const Tensor expected = torch::autograd::grad({plain}, {x}, {dy})[0];
+    const Forked f = batch_norm_fork(x, layout, norm, true);
+    EXPECT_TRUE(f.y.equal(plain) && f.x.equal(x));
+    for (const bool twice : {false, true}) {
+      const Tensor other = twice ? f.x * 2 : f.x;
+      const Tensor dx = torch::autograd::grad({f.y, other}, {x}, {dy, r}, true)[0];
+      EXPECT_LE(largest_difference(dx, expected + (twice ? 2 : 1) * r), kClose);
+      EXPECT_TRUE(r.equal(r_before));
+      EXPECT_TRUE(halo_is_zero(dx, layout));
+    }
+    EXPECT_TRUE(torch::autograd::grad({f.y}, {x}, {dy}, true)[0].equal(expected));
+  }
+}
+
 TEST(BatchNorm, OfVectorsIsTorchs) {
   for (const std::int64_t samples : {2, 5, 16, 17, 63, 64, 65, 100, 128, 130}) {
     for (const std::int64_t features : {1, 7}) {
@@ -153,6 +210,40 @@ TEST(BatchNorm, RoundsLittleInFloat) {
   EXPECT_GT(largest_difference(y.to(torch::kDouble), exact), 0);
 }
 
+/// |statistics of a batch - exact ones|, each beside its bound. With u = 2^-24 and d = x - guess, up to 32 terms are
+/// added in float, so mean d is wrong by 32 u mean |d| and mean d^2 by 34 u mean d^2; a guess that is kept is at most a
+/// deviation s off, so mean |d| <= 2^0.5 s and mean d^2 <= 2 s^2. Then mean: 46 u s + u |mean|; variance:
+/// 68 u s^2 + 2 s 46 u s + u s^2.
+void expect_exact_statistics(const Tensor& x) {
+  const std::int64_t channels = x.size(1), n = x.numel() / channels;
+  const Tensor mean = torch::zeros({channels}), var = torch::zeros({channels});
+  batch_norm(to_images(x, 1), image_layout(x, 1), {{}, {}, mean, var, true, 1.0, 1e-5});
+  const Tensor exact_mean = x.to(torch::kDouble).mean({0, 2, 3}), exact_var = x.to(torch::kDouble).var({0, 2, 3}, true);
+  ASSERT_GT(n, 1);
+  const double u = std::ldexp(1.0, -24);
+  EXPECT_TRUE(((mean.to(torch::kDouble) - exact_mean).abs() <= 46 * u * exact_var.sqrt() + u * exact_mean.abs())
+                  .all()
+                  .item<bool>())
+      << mean << exact_mean;
+  EXPECT_TRUE(((var.to(torch::kDouble) - exact_var).abs() <= 161 * u * exact_var).all().item<bool>())
+      << var << exact_var;
+}
+
+TEST(BatchNorm, HasTheStatisticsOfTheBatchInFloat) {
+  for (const Shape& s : {Shape{33, 5, 9, 11, 1}, Shape{64, 3, 32, 32, 1}, Shape{5, 2, 7, 100, 1}}) {
+    expect_exact_statistics(images_of(s, torch::kFloat));
+    expect_exact_statistics(images_of(s, torch::kFloat) * 0.01 + 100);
+  }
+  expect_exact_statistics(torch::full({16, 2, 8, 8}, 0.1f));
+}
+
+// The guess is the mean of a row. If that row is unlike all others, (mean d)^2 is 4,096 times the variance.
+TEST(BatchNorm, HasThemIfOneRowIsUnlikeTheOthers) {
+  const Tensor x = torch::randn({16, 1, 4097, 1}) * 0.01;
+  x.select(2, 2048) += 1000;
+  expect_exact_statistics(x);
+}
+
 TEST(BatchNorm, LeavesStatisticsAloneWithoutSamples) {
   const Tensor x = torch::zeros({0, 3, 4, 4}).requires_grad_(), w = torch::ones({3}).requires_grad_();
   const Tensor mean = torch::rand({3}), var = torch::rand({3}), mean_before = mean.clone(), var_before = var.clone();
@@ -194,6 +285,8 @@ TEST(BatchNorm, RefusesWhatDoesNotFit) {
   EXPECT_THROW(batch_norm(images, layout, {two.to(torch::kDouble), {}, {}, {}, true}), Error);
   EXPECT_THROW(batch_norm(images, layout, {two, two, {}, {}, false}), Error);
   EXPECT_THROW(batch_norm(images, ImageLayout{3, 2, 2, 3, 0}, {two, two, {}, {}, true}), Error);
+  EXPECT_THROW(batch_norm_add(images, images.slice(0, 16), layout, {two, two, {}, {}, true}), Error);
+  EXPECT_THROW(batch_norm_add(images, images.to(torch::kDouble), layout, {two, two, {}, {}, true}), Error);
   EXPECT_THROW(batch_norm(torch::zeros({32}), ImageLayout{1, 2, 1, 1, 0}, {two, two, {}, {}, true}), Error);  // 1 value
 }
 

@@ -127,6 +127,77 @@ TEST(SparseConv2d, IsTheDenseConvolutionOfTheKeptWeights) {
   }
 }
 
+TEST(SparseConv2d, OfImagesAloneIsTheDenseConvolutionToo) {
+  const int before = at::get_num_threads();
+  for (const auto type : {torch::kFloat, torch::kDouble}) {
+    for (const Case& given : kCases) {
+      for (const std::int64_t larger : {1, 5}) {  // worth several threads
+        Case c = given;
+        c.height *= larger;
+        c.width *= larger;
+        SCOPED_TRACE(::testing::Message() << "samples " << c.samples << ", " << c.shape.in << " to " << c.shape.out);
+        torch::manual_seed(3);
+        const ConvShape& s = c.shape;
+        const Weight w(c, type);
+        Weight sizes = w;
+        sizes.values = w.values.detach().abs();
+        const Tensor x = torch::randn({c.samples, s.in, c.height, c.width}, type), bias = torch::randn({s.out}, type);
+        const AlonePlan plan(w.compressed, s, c.height, c.width);
+        at::set_num_threads(1);
+        const Tensor found = sparse_conv2d_alone(x, plan, w.forward, bias);
+        at::set_num_threads(3);
+        EXPECT_TRUE(
+            sparse_conv2d_alone(x.transpose(2, 3).contiguous().transpose(2, 3), plan, w.forward, bias).equal(found));
+        const auto of_torch = [&](const Weight& weight, const Tensor& in, const Tensor& b) {
+          return torch::conv2d(in.to(torch::kDouble), weight.dense(weight.values.detach().to(torch::kDouble), s),
+                               b.to(torch::kDouble), s.stride, s.padding, s.dilation, s.groups);
+        };
+        const Tensor expected = of_torch(w, x, bias);
+        ASSERT_EQ(found.sizes(), expected.sizes());
+        if (found.numel() == 0) continue;
+        const Tensor bound =
+            gamma_of(static_cast<double>(s.columns()) + 2, type) * of_torch(sizes, x.abs(), bias.abs());
+        EXPECT_LE(((found.to(torch::kDouble) - expected).abs() - bound).max().item<double>(), 0);
+        EXPECT_TRUE(sparse_conv2d_alone(x, plan, w.forward, {}).allclose(found - bias.view({1, -1, 1, 1}), 1e-4, 1e-5));
+      }
+    }
+  }
+  at::set_num_threads(before);
+}
+
+TEST(SparseConv2d, AForkAddsTheGradientOfTheOtherUse) {
+  for (const Case& c : kCases) {
+    if (c.samples == 0) continue;
+    torch::manual_seed(6);
+    const Weight w(c, torch::kDouble);
+    const std::int64_t halo = conv_halo(c.shape) + c.halo;
+    const Tensor nchw = torch::randn({c.samples, c.shape.in, c.height, c.width}, torch::kDouble);
+    const ImageLayout in = image_layout(nchw, halo);
+    const Tensor x = to_images(nchw, halo).set_requires_grad(true);
+    const auto plan = std::make_shared<ConvPlan>(w.compressed, c.shape, in);
+    const ImageLayout out = plan->output(in.samples);
+    const Tensor r = to_images(torch::randn_like(nchw), halo), r_before = r.clone();
+    const Tensor dy =
+        to_images(torch::randn({c.samples, out.channels, out.height, out.width}, torch::kDouble), out.halo);
+    const Tensor plain = sparse_conv2d(x, in, plan, w.values, w.forward, {});
+    const auto expected = torch::autograd::grad({plain}, {x, w.values}, {dy});
+
+    Forked f = sparse_conv2d_fork(x, in, plan, w.values, w.forward, {});
+    EXPECT_TRUE(f.y.equal(plain) && f.x.equal(x));
+    for (const bool twice : {false, true}) {
+      // A gradient that somebody else holds, and one of a function in between.
+      const Tensor other = twice ? f.x * 2 : f.x;
+      const auto found = torch::autograd::grad({f.y, other}, {x, w.values}, {dy, r}, true);
+      EXPECT_TRUE(found[0].allclose(expected[0] + (twice ? 2 : 1) * r, 1e-12, 1e-12));
+      EXPECT_TRUE(found[1].equal(expected[1]));
+      EXPECT_TRUE(r.equal(r_before));
+    }
+    EXPECT_TRUE(torch::autograd::grad({f.y}, {x}, {dy}, true)[0].equal(expected[0]));  // the other use left out
+    const auto alone = torch::autograd::grad({f.x}, {x}, {r}, true);                   // the convolution left out
+    EXPECT_TRUE(alone[0].equal(r));
+  }
+}
+
 TEST(SparseConv2d, GivesTheSameBitsForAnyNumberOfThreads) {
   const int before = at::get_num_threads();
   for (const Case& given : kCases) {

@@ -267,7 +267,9 @@ TEST(RunConfig, MistakesOfAllLayersAreReportedTogether) {
       error_of([&] { load_config(sources); }),
       file.path +
           ":2:6: [optim].lr = 0 is out of range; expected above 0\n"
-          "ESPALIER_REPARAM_ALPA: [reparam].alpa: unknown key. Known: name, alpha, update. Did you mean \"alpha\"?\n"
+          "ESPALIER_REPARAM_ALPA: [reparam].alpa: unknown key. Known: name, alpha, update, interval, signal, epsilon, "
+          "cr, "
+          "cd, loss_tolerance, alpha_min, alpha_max, per. Did you mean \"alpha\"?\n"
           "ESPALIER_TRAIN_STEPS: [train].steps = \"many\": expected an integer, found a string\n"
           "--set: \"sparsity=0.9\" is not table.key=value; did you mean sparsity.sparsity=0.9?\n"
           "--set: \"seed=1\" is not table.key=value; did you mean run.seed=1?\n"
@@ -339,8 +341,7 @@ TEST(RunConfig, EpochsAndStepsReplaceEachOtherAcrossLayersAndContradictInOne) {
 TEST(RunConfig, KeysThatDoNothingAreMistakes) {
   EXPECT_EQ(error_in("[reparam]\nalpha = 2\n"),
             "c.toml:2:9: [reparam].alpha = 2.0: does nothing with [reparam].name = \"identity\"; set [reparam].name to "
-            "powerprop, "
-            "or leave alpha out");
+            "powerprop or adaptive-powerprop, or leave alpha out");
   EXPECT_EQ(error_in("[reparam]\nname = \"identity\"\nupdate = \"target\"\nalpha = 1\n")
                 .find("c.toml:3:10: [reparam].update"),
             0u);
@@ -351,6 +352,27 @@ TEST(RunConfig, KeysThatDoNothingAreMistakes) {
   EXPECT_EQ(error_with({"schedule.milestones=50%"}).find("--set: [schedule].milestones = [\"50%\"]: does nothing"), 0u);
   EXPECT_EQ(
       error_with({"model.name=lenet-300-100", "model.widths=3"}).find("--set: [model].widths = [3]: does nothing"), 0u);
+}
+
+TEST(RunConfig, AdaptiveAlphaBeginsAboveOneAndWithinItsBounds) {
+  const std::string adaptive = "reparam.name=adaptive-powerprop";
+  EXPECT_EQ(error_with({adaptive}),
+            "--set: [reparam].alpha = 1.0: alpha - 1 is what the control loop multiplies, so 1 would stay 1; begin "
+            "above it, e.g. 1.2");
+  EXPECT_EQ(error_with({adaptive, "reparam.alpha=3", "reparam.alpha_max=2"}),
+            "--set: [reparam].alpha = 3.0: is not between [reparam].alpha_min = 1.01 and alpha_max = 2; move alpha or "
+            "the bounds");
+  EXPECT_EQ(error_with({"reparam.name=powerprop", "reparam.cr=2"}),
+            "--set: [reparam].cr = 2.0: does nothing with [reparam].name = \"powerprop\"; set [reparam].name to "
+            "adaptive-powerprop, or leave cr out");
+  for (const char* wrong : {"reparam.cr=1", "reparam.cd=0", "reparam.epsilon=0", "reparam.alpha_min=1",
+                            "reparam.loss_tolerance=-1", "reparam.per=weight", "reparam.signal=loss"})
+    EXPECT_NE(error_with({adaptive, "reparam.alpha=1.2", wrong}), "") << wrong;
+  const RunConfig c = with({adaptive, "reparam.alpha=1.2", "reparam.interval=100it", "reparam.per=layer"});
+  EXPECT_EQ(c.reparam.adaptive.interval, Duration::steps(100));
+  EXPECT_EQ(to_toml(parse_config(to_toml(c), "")), to_toml(c));
+  // A preset of powerprop makes room for it.
+  EXPECT_EQ(with({adaptive, "reparam.alpha=1.5"}, "mnist-ann").reparam.alpha, 1.5);
 }
 
 TEST(RunConfig, ContradictionsAreMistakes) {
@@ -372,9 +394,10 @@ TEST(RunConfig, ContradictionsAreMistakes) {
   EXPECT_EQ(error_with({"run.name=a/b"}),
             "--set: [run].name = \"a/b\": names one directory, without \"/\"; --run-dir takes a path");
   // A refused value says nothing about the others.
-  EXPECT_EQ(error_in("[reparam]\nname = \"powerpop\"\nalpha = 2\n"),
-            "c.toml:2:8: [reparam].name = \"powerpop\": unknown value. Known: identity, powerprop. Did you mean "
-            "\"powerprop\"?");
+  EXPECT_EQ(
+      error_in("[reparam]\nname = \"powerpop\"\nalpha = 2\n"),
+      "c.toml:2:8: [reparam].name = \"powerpop\": unknown value. Known: identity, powerprop, adaptive-powerprop. Did "
+      "you mean \"powerprop\"?");
 }
 
 TEST(RunConfig, ValidateChecksWhatCodeHasSet) {

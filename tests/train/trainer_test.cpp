@@ -112,15 +112,14 @@ RunConfig small_in(const std::string& storage) {
 class Storages : public ::testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Trainer, Storages, ::testing::Values("masked", "compressed"));
 
-TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
+void ends_in_the_same_bytes(const RunConfig& config, const std::vector<int>& stops) {
   const TemporaryDirectory tmp;
-  const RunConfig config = small_in(GetParam());
   run(config, tmp.path() / "whole");
   const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
   const std::string weights = read_file(tmp.path() / "whole" / "weights.jsonl");
   ASSERT_EQ(read_metrics(tmp.path() / "whole" / "weights.jsonl").size(), 2U) << "steps 0 and 66";
   const auto whole = load_latest_checkpoint(tmp.path() / "whole");
-  for (const int stop_at : {1, 5, 21, 22, 43, 65}) {
+  for (const int stop_at : stops) {
     const fs::path path = tmp.path() / ("stopped-" + std::to_string(stop_at));
     std::atomic<bool> stop{false};
     TrainHooks hooks;
@@ -142,6 +141,67 @@ TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
         EXPECT_TRUE(torch::equal(a[i].second, b[i].second)) << a[i].first << " after a stop at " << stop_at;
       }
     }
+  }
+}
+
+TEST_P(Storages, StoppedAndResumedAnywhereItEndsInTheSameBytes) {
+  ends_in_the_same_bytes(small_in(GetParam()), {1, 5, 21, 22, 43, 65});
+}
+
+RunConfig adaptive_in(const std::string& storage, const std::string& more) {
+  RunConfig config = small_in(storage);
+  config.reparam.name = "adaptive-powerprop";
+  config.reparam.alpha = 1.2;
+  config.reparam.adaptive.interval = Duration::epochs(1);
+  config.reparam.adaptive.per = more;
+  config.reparam.adaptive.signal = more == "layer" ? "effective" : "near-zero";
+  config.reparam.adaptive.loss_tolerance = more == "layer" ? 0.05 : 0;
+  config.validate();
+  return config;
+}
+
+// Within an interval, at a check (22, 44: decided in the step that follows), and just after it.
+TEST_P(Storages, AlphaThatAdaptsResumesInTheSameBytes) {
+  for (const char* per : {"network", "layer"})
+    ends_in_the_same_bytes(adaptive_in(GetParam(), per), {5, 22, 23, 44, 65});
+}
+
+TEST_P(Storages, AlphaThatAdaptsLeavesItsTrace) {
+  const TemporaryDirectory tmp;
+  const Json summary = run(adaptive_in(GetParam(), "network"), tmp.path() / "run").summary;
+  std::vector<Json> events;
+  double before = 0;
+  for (const Json& e : read_metrics(tmp.path() / "run" / "metrics.jsonl")) {
+    EXPECT_GE(e["step"].get<double>(), before);  // in the order of time
+    before = e["step"].get<double>();
+    if (e["event"] == "alpha") events.push_back(e);
+  }
+  ASSERT_EQ(events.size(), 3u);
+  EXPECT_EQ(events[0]["step"], 0);
+  EXPECT_EQ(events[0]["alpha"], 1.2);
+  EXPECT_FALSE(events[0].contains("verdict"));
+  EXPECT_EQ(events[1]["step"], 22);
+  EXPECT_EQ(events[1]["verdict"], "increase");
+  EXPECT_EQ(events[1]["before"], 1.2);
+  EXPECT_NEAR(events[1]["alpha"].get<double>(), 1.3, 1e-12);
+  EXPECT_TRUE(events[1]["signal_before"].is_null());
+  EXPECT_GT(events[1]["loss"].get<double>(), 0);
+  EXPECT_EQ(events[2]["step"], 44);
+  EXPECT_EQ(events[2]["signal_before"], events[1]["signal"]);
+  const bool rises = events[2]["signal"].get<double>() >= events[1]["signal"].get<double>();
+  EXPECT_EQ(events[2]["verdict"], rises ? "increase" : "decrease");
+  EXPECT_NEAR(events[2]["alpha"].get<double>(), rises ? 1.45 : 1.2, 1e-12);
+  EXPECT_EQ(summary["alpha"], events[2]["alpha"]);
+  EXPECT_EQ(summary["storage"][0]["alpha"], events[2]["alpha"]);
+
+  const Json layers = run(adaptive_in(GetParam(), "layer"), tmp.path() / "layers").summary;
+  EXPECT_TRUE(layers["alpha"].is_null());
+  EXPECT_GT(layers["storage"][1]["alpha"].get<double>(), 1);
+  for (const Json& e : read_metrics(tmp.path() / "layers" / "metrics.jsonl")) {
+    if (e["event"] != "alpha") continue;
+    ASSERT_EQ(e["layers"].size(), 2u);
+    EXPECT_EQ(e["layers"][0]["name"], "fc1.weight");
+    EXPECT_NE(e["layers"][0]["signal"], e["layers"][0]["near_zero"]);
   }
 }
 

@@ -1,10 +1,10 @@
 /// Batch norm (Ioffe and Szegedy 2015) in batch tiles, one channel a call:
 ///
-///     y = (x - mean) invstd weight + bias,   and max(0, y) where ReLU is fused,
+///     y = (x - mean) invstd weight + bias (+ summand),   and max(0, y) where ReLU is fused,
 ///
 /// with mean and variance over all samples and pixels of the channel. A channel is a list of pieces, so images and
-/// vectors run through the same text. Sums are formed in double precision, in a fixed order; two passes, the second
-/// over differences from the mean. Nothing is checked or allocated here.
+/// vectors run through the same text. Sums are formed in a fixed order, over a few dozen values a lane in T, over these
+/// in double precision. Nothing is checked or allocated here.
 #pragma once
 
 #include <cstdint>
@@ -40,15 +40,22 @@ struct BatchNormKernels {
 
   void (*normalise)(const T* x, const Channel& channel, const ChannelScale<T>& by, T* y);
 
+  /// The same of a sum. summand, like y: laid out as x.
+  void (*normalise_add)(const T* x, const Channel& channel, const ChannelScale<T>& by, const T* summand, T* y);
+
   // With g = dy, or y > 0 ? dy : 0 where ReLU is fused (y is formed anew: the same bits):
 
   /// sum = sum g, product = sum g (x - mean)
   void (*gradient_sums)(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, double* sum,
                         double* product);
 
-  /// dx = (g - level - slope (x - mean)) scale; zero in padding.
+  /// The same sums behind the ReLU of a sum: g = y > 0 ? dy : 0, which is written.
+  void (*masked_gradient_sums)(const T* x, const T* y, const T* dy, const Channel& channel, T mean, T* g, double* sum,
+                               double* product);
+
+  /// dx = (g - level - slope (x - mean)) scale, added to what is there where `add`; zero in padding.
   void (*input_gradient)(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, T level, T slope,
-                         T* dx);
+                         bool add, T* dx);
 };
 
 }  // namespace espalier::kernels

@@ -28,6 +28,20 @@ struct ConvOffsets {
 };
 ConvOffsets conv_offsets(const Compressed& weight, const ConvShape& shape, const Planes& x, const Planes& y);
 
+/// One image by itself, vectors along its rows: each channel is cut into the phases of the stride, each phase a plane
+/// of `row` pixels to a row, so that an entry reads all outputs of a row, and of the rows after it, at one distance.
+/// Sums run over whole rows of `row` pixels; what they give beyond the width of the output is nobody's business.
+struct AlonePlanes {
+  std::int64_t rows = 0, row = 0;      ///< of a phase, padding included
+  std::int64_t height = 0, width = 0;  ///< of the output
+  std::int64_t blocks = 0;             ///< of 16 pixels, from the first output to the last
+  std::int64_t plane() const { return rows * row; }
+};
+AlonePlanes alone_planes(const ConvShape& shape, std::int64_t height, std::int64_t width);
+
+/// [nnz] where entries read, in entries; order of the forward side. Channel c has shape.phases() planes.
+std::vector<std::int32_t> alone_offsets(const Compressed& weight, const ConvShape& shape, const AlonePlanes& planes);
+
 /// A part of a group of images.
 struct ConvPart {
   Planes x, y;
@@ -43,11 +57,17 @@ struct SparseConvKernels {
   void (*forward)(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y);
 
+  /// Blocks [begin, end) of 16 pixels of an image alone, all channels, `y_plane` entries apart. x has 16 readable
+  /// entries behind its last plane.
+  void (*forward_alone)(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
+                        std::int64_t begin, std::int64_t end, std::int64_t y_plane, const T* x, T* y);
+
   /// Of one phase of the stride: input pixels (s i + phase), rows i of [begin, end), `width` of them in a row, all
-  /// channels: dx[c] = sum w dy, unless dx is null; dvalues[k] += <dy, x> over these pixels. x, dx: pixel of i = (0, 0)
-  /// of that phase; dy: pixel (0, 0). values, dvalues: [nnz], canonical order.
+  /// channels: dx[c] = sum w dy (added to what is there where `add`), unless dx is null; dvalues[k] += <dy, x> over
+  /// these pixels. x, dx: pixel of i = (0, 0) of that phase; dy: pixel (0, 0). values, dvalues: [nnz], canonical order.
   void (*backward)(const CompressedSide& side, std::int64_t phase, const std::int32_t* offsets, const T* values,
-                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, T* dvalues);
+                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, const T* dy, T* dx, bool add,
+                   T* dvalues);
 
   /// The sum of n entries, a multiple of 16, in a fixed order.
   double (*sum_of)(const T* x, std::int64_t n);

@@ -79,7 +79,11 @@ class IterativeMagnitude : public MagnitudePruning {
  private:
   void remember(const MethodContext& context);
 
-  std::map<std::string, at::Tensor> rewound_;  // phi to go back to at active(), by the weight's name  [nnz]
+  struct Rewound {
+    at::Tensor phi;    // to go back to at active()  [nnz]
+    double alpha = 1;  // by which psi(phi) is the weight
+  };
+  std::map<std::string, Rewound> rewound_;  // by the weight's name
   bool rewind_ = false;
   Duration rewind_to_ = Duration::steps(0);
   std::int64_t rounds_ = 5;

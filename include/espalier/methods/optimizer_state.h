@@ -21,6 +21,11 @@ using NamedParameters = std::vector<std::pair<std::string, at::Tensor>>;
 void for_each_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter,
                     const std::function<void(const std::string&, at::Tensor&)>& visit);
 
+/// The parameter has other coordinates, in which a gradient is what it was times `factor` (one number an entry): each
+/// state becomes what it would be had the gradients been given so, factor^k times itself where it is made of k-th
+/// powers of them. RMSprop's momentum, of gradients divided by their size, stays.
+void scale_state(torch::optim::Optimizer& optimizer, const at::Tensor& parameter, const at::Tensor& factor);
+
 /// Every state tensor as "<parameter>.<state>" and every step count as "<parameter>.step" (int64 scalar).
 NamedTensors save_optimizer(torch::optim::Optimizer& optimizer, const NamedParameters& parameters);
 

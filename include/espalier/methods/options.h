@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "espalier/core/options.h"
+#include "espalier/methods/adaptive_alpha.h"
 
 namespace espalier {
 
@@ -13,12 +14,17 @@ struct ReparamOptions {
   std::string name = "identity";
   double alpha = 1;
   std::string update = "gradient";
+  AdaptiveAlphaOptions adaptive;
   void describe(Describe& d) {
-    d("name", name, "w = psi(phi): identity, or powerprop, w = phi|phi|^(alpha-1)", {"identity", "powerprop"});
-    d("alpha", alpha, "exponent of powerprop; 1 is the plain network", {1, 16, false, false});
+    d("name", name,
+      "w = psi(phi): identity; powerprop, w = phi|phi|^(alpha-1); adaptive-powerprop: alpha tunes itself meanwhile",
+      {"identity", "powerprop", "adaptive-powerprop"});
+    d("alpha", alpha, "exponent of powerprop; 1 is the plain network. adaptive: where alpha begins, above 1",
+      {1, 16, false, false});
     d("update", update,
       "gradient: the optimiser sees dL/dphi. target: the optimiser steps in w, its step is multiplied by psi'(phi)",
       {"gradient", "target"});
+    adaptive.describe(d);
   }
 };
 

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "espalier/core/bitmask.h"
+#include "espalier/methods/adaptive_alpha.h"
 #include "espalier/methods/method.h"
 #include "espalier/methods/optimizer_state.h"
 #include "espalier/methods/probe.h"
@@ -56,6 +57,7 @@ struct SparsifierOptions {
   TORCH_ARG(std::shared_ptr<const Probe>, probe);  ///< needed by methods that look at the network before training
   TORCH_ARG(bool, restored) = false;  ///< `restore` follows: a method that is static does not draw its masks
   TORCH_ARG(Structure, structure);
+  TORCH_ARG(std::optional<AdaptiveAlphaOptions>, adaptive_alpha) = std::nullopt;  ///< psi's alpha is where it begins
 };
 
 /// What a topology change did to one layer, and what it is like now.
@@ -88,6 +90,9 @@ class Sparsifier {
   /// when due. Consumes the gradients: no zero_grad is needed.
   void step(torch::optim::Optimizer& optimizer);
 
+  /// Where alpha adapts itself to the loss too (AdaptiveAlphaOptions::loss_tolerance): the loss of the step to come.
+  void observe_loss(double loss);
+
   const Clock& clock() const { return context_.clock; }
   const std::vector<std::shared_ptr<SparseWeight>>& weights() const { return weights_; }
   const std::vector<SparseWeight*>& sparsified() const { return context_.weights; }  ///< without the dense_layers
@@ -99,6 +104,11 @@ class Sparsifier {
   /// What the last step (or the preparation) changed, one entry for each sparsified layer; empty if nothing.
   std::vector<LayerTopology> take_topology();
 
+  /// Whether alpha adapts itself, and what the last check (or the construction) saw and did; nothing if there was none
+  /// since.
+  bool adapts_alpha() const { return adaptive_.has_value(); }
+  std::optional<AlphaTrace> take_alpha_trace();
+
   /// phi, masks, the step and what the method remembers; restored bit for bit.
   NamedTensors archive() const;
   void restore(const NamedTensors& tensors);
@@ -108,6 +118,8 @@ class Sparsifier {
   /// record.
   void follow_changes(torch::optim::Optimizer* optimizer, const std::function<void()>& act);
   void update(torch::optim::Optimizer& optimizer);
+  /// Alpha's control loop, where a check is due: phi and the optimiser's state move to the new coordinates, w does not.
+  void adapt_alpha(torch::optim::Optimizer& optimizer);
   Clock next_step() const;
   void announce_next_step();
   void account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const;
@@ -119,6 +131,8 @@ class Sparsifier {
   std::vector<at::Tensor> everything_;  // every tensor that may hold a gradient
   MethodContext context_;
   std::vector<LayerTopology> topology_;
+  std::optional<AdaptiveAlpha> adaptive_;
+  std::optional<AlphaTrace> alpha_trace_;
   bool optimizer_checked_ = false;
   std::vector<BitMask> ever_active_;  // of each sparsified weight; empty where it is not counted
 };

@@ -84,6 +84,7 @@ class CompressedWeight : public SparseWeight {
   void shrink(double factor) override;
   std::optional<OnePass> one_pass() override;
   void one_pass_done() override;
+  at::Tensor change_alpha(double alpha) override;
   void reindex_state(at::Tensor& state, const TopologyChange& change) const override;
 
   void want_dense_gradient(bool wanted) override;

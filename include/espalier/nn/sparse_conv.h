@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "espalier/nn/activation.h"
 #include "espalier/nn/compressed_layer.h"
@@ -24,16 +25,26 @@ class SparseConv2dImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
 
-  /// Images stay images; [N, C, H, W] is converted, and the result handed on as images.
+  /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
+  /// for, a few images in [N, C, H, W] stay what they are.
   Activation forward(const Activation& x);
+  /// Whether images [N, C, H, W] stay what they are.
+  static bool takes_alone(const Activation& x);
+
+  /// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
+  std::pair<Activation, Activation> fork(const Activation& x);
   /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
   at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
 
   const kernels::ConvShape& shape() const { return shape_; }
 
  private:
+  std::pair<Activation, Activation> convolved(const Activation& x, bool fork);
+
   kernels::ConvShape shape_;
-  std::shared_ptr<const ops::ConvPlan> plan_;  // of the last images
+  // Of the last images.
+  std::shared_ptr<const ops::ConvPlan> plan_;
+  std::shared_ptr<const ops::AlonePlan> alone_;
 };
 TORCH_MODULE(SparseConv2d);
 

@@ -113,6 +113,14 @@ class SparseWeight {
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
   virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
 
+  /// Another exponent of Powerpropagation, between two steps. Every phi becomes the phi' that stands for the same
+  /// weight, sign(phi) |phi|^(alpha / alpha'), zeros stay zeros, and w is as it was, bit for bit; the next `settle`
+  /// forms it from phi', within (alpha' + 1) roundings and those of psi. Returns dphi / dphi', shaped like
+  /// `parameter()`, where that is phi: by what a gradient with respect to phi becomes one with respect to phi' (0 where
+  /// phi is 0); undefined where the optimiser steps in w. Throws Error(usage) for the identity and for alpha = 1, which
+  /// are other storages of phi.
+  virtual at::Tensor change_alpha(double alpha) = 0;
+
   // --- the gradient of w also where nothing is kept, for methods that grow by it
   // -----------------------------------------------------------
   /// Whether backward passes from now on leave what the functions below need. What they left before is forgotten.

@@ -1,5 +1,5 @@
-/// Batch norm in batch tiles of images and of vectors, alone or followed by ReLU, equal to torch::batch_norm on plain
-/// tensors. Padding lanes count for nothing and get zero gradients.
+/// Batch norm in batch tiles of images and of vectors, alone or followed by a sum and by ReLU, equal to
+/// torch::batch_norm on plain tensors. Padding lanes count for nothing and get zero gradients.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,5 +23,13 @@ struct BatchNorm {
 /// value, and for evaluation without running statistics.
 at::Tensor batch_norm(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu = false);
 at::Tensor batch_norm(const at::Tensor& tiles, const TileLayout& layout, const BatchNorm& norm, bool relu = false);
+
+/// The same, and x for its other use (ops/images.h).
+Forked batch_norm_fork(const at::Tensor& images, const ImageLayout& layout, const BatchNorm& norm, bool relu = false);
+
+/// y = bn(x) + summand, or max(0, bn(x) + summand), in one pass: the end of a residual block. Both are images of this
+/// layout, halo included. Differentiable in the summand too; keeps x, and y for the ReLU.
+at::Tensor batch_norm_add(const at::Tensor& images, const at::Tensor& summand, const ImageLayout& layout,
+                          const BatchNorm& norm, bool relu = false);
 
 }  // namespace espalier::ops

@@ -40,6 +40,12 @@ struct ImageLayout {
   }
 };
 
+/// What a function makes of x, and x for its other use, as in a residual block: the gradient of that use is what the
+/// function's own gradient is added to, in place of a sum in a pass of its own.
+struct Forked {
+  at::Tensor y, x;
+};
+
 /// [N, C, H, W] float32 or float64 on the CPU, of any strides -> images [numel]. Differentiable. Throws Error(usage)
 /// for anything else and for a negative halo.
 at::Tensor to_images(const at::Tensor& nchw, std::int64_t halo);
