@@ -6,6 +6,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/methods/adaptive_alpha.h"
+#include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/experiment.h"
@@ -125,7 +126,7 @@ Finished finished(const RunConfig& config, const fs::path& path, const Json& sum
 }
 
 std::string percent(const std::vector<double>& shares) {
-  const Statistics s = statistics(shares);
+  const report::Statistics s = report::statistics(shares);
   return shares.size() < 2 ? fmt::format("{:.2f}", 100 * s.mean)
                            : fmt::format("{:.2f} ± {:.2f}", 100 * s.mean, 100 * s.deviation);
 }

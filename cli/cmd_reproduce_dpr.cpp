@@ -5,6 +5,7 @@
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "reproduce.h"
@@ -125,7 +126,7 @@ int run(const Arguments& arguments, Context& context) {
   }
   std::string table = "| arm | | test accuracy, % | runs | weights kept |\n|---|---|---|---|---|\n";
   for (const Arm& arm : arms) {
-    const Statistics s = statistics(accuracy[arm.name]);
+    const report::Statistics s = report::statistics(accuracy[arm.name]);
     const std::string text = fmt::format("{:.2f} +- {:.2f}", 100 * s.mean, 100 * s.deviation);
     rows.push_back({arm.name, text, std::to_string(nnz[arm.name]), arm.description});
     table += fmt::format("| `{}` | {} | {} | {} | {} |\n", arm.name, arm.description, text, accuracy[arm.name].size(),

@@ -12,6 +12,7 @@
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/run_directory.h"
+#include "espalier/train/sweep.h"
 #include "espalier/train/trainer.h"
 
 namespace espalier::cli {
@@ -60,13 +61,6 @@ std::string input_text(const ConfigArguments& arguments) {
   return text;
 }
 
-/// "3:07", "2:00:00"
-std::string clock_text(double seconds) {
-  const auto s = static_cast<std::int64_t>(seconds);
-  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
-                   : fmt::format("{}:{:02}", s / 60, s % 60);
-}
-
 /// The line of a terminal, redrawn ten times a second; elsewhere a message every half minute.
 class ProgressLine {
  public:
@@ -92,9 +86,6 @@ class ProgressLine {
   std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
 };
 
-/// Where a run's data lie and how many checkpoints it keeps does not change its result.
-bool harmless(const std::string& key) { return key == "data.root" || key == "run.name" || key == "checkpoint.keep"; }
-
 /// The configuration to go on with: that of the run, or the one given now if every difference is allowed.
 RunConfig resumed_config(const Arguments& arguments, const Context& context, const fs::path& run) {
   train::ConfigSources from_run;
@@ -108,7 +99,7 @@ RunConfig resumed_config(const Arguments& arguments, const Context& context, con
   for (const std::string& line : train::diff(saved, wanted)) {
     const std::string key = line.substr(0, line.find(':'));
     const auto& allowed = arguments.allow_change;
-    if (harmless(key) || std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
+    if (train::may_differ_on_resume(key) || std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
     refused +=
         (refused.empty() ? "" : "\n") +
         fmt::format("resume: {} (the run in {} began with another value); add --allow-change {} if that is meant", line,

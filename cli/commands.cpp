@@ -11,12 +11,16 @@ void add_commands(CLI::App& app, Context& context) {
   add_train_command(app, context);
   add_eval_command(app, context);
   add_init_command(app, context);
+  add_sweep_command(app, context);
+  add_compare_command(app, context);
   add_prune_command(app, context);
   CLI::App* reproduce = app.add_subcommand("reproduce", "Run the experiments of a paper and put them in one table");
   reproduce->require_subcommand(1);
   add_reproduce_phew_command(*reproduce, context);
   add_reproduce_dpr_command(*reproduce, context);
   add_reproduce_adaptive_alpha_command(*reproduce, context);
+  add_reproduce_sweeps(*reproduce, context);
+  add_watch_command(app, context);
   add_report_command(app, context);
   add_inspect_command(app, context);
   add_data_command(app, context);
@@ -26,14 +30,15 @@ void add_commands(CLI::App& app, Context& context) {
   add_doctor_command(app, context);
 }
 
-void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
-  const auto add = [&](const char* name, std::string& target, const char* help) {
-    return command.add_option(name, target, help)->option_text("")->group("Configuration");
-  };
-  add("CONFIG", arguments.file, "configuration file, TOML or JSON; - reads standard input");
-  add("--preset", arguments.preset,
-      "a configuration that comes with the program (espalier list presets); CONFIG overrides it")
-      ->option_text("NAME");
+namespace {
+
+CLI::Option* add_text(CLI::App& command, const char* name, std::string& target, const char* help) {
+  return command.add_option(name, target, help)->option_text("")->group("Configuration");
+}
+
+}  // namespace
+
+void add_override_arguments(CLI::App& command, ConfigArguments& arguments) {
   command.add_option("--set", arguments.set, "override one key, may be repeated: --set reparam.alpha=2")
       ->type_size(1)
       ->expected(1)
@@ -41,10 +46,20 @@ void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->option_text("TABLE.KEY=VALUE ...")
       ->group("Configuration");
-  add("--data-root", arguments.data_root, "folder of the data sets; otherwise data.root, then $ESPALIER_DATA")
+  add_text(command, "--data-root", arguments.data_root,
+           "folder of the data sets; otherwise data.root, then $ESPALIER_DATA")
       ->option_text("DIR");
-  add("--threads", arguments.threads, "compute threads; 0: all that the process may use")->option_text("N");
-  add("--seed", arguments.seed, "seed of every random stream")->option_text("N");
+  add_text(command, "--threads", arguments.threads, "compute threads; 0: all that the process may use")
+      ->option_text("N");
+}
+
+void add_config_arguments(CLI::App& command, ConfigArguments& arguments) {
+  add_text(command, "CONFIG", arguments.file, "configuration file, TOML or JSON; - reads standard input");
+  add_text(command, "--preset", arguments.preset,
+           "a configuration that comes with the program (espalier list presets); CONFIG overrides it")
+      ->option_text("NAME");
+  add_override_arguments(command, arguments);
+  add_text(command, "--seed", arguments.seed, "seed of every random stream")->option_text("N");
 }
 
 train::ConfigSources sources(const ConfigArguments& arguments, const Context& context) {
@@ -89,6 +104,12 @@ std::string columns(const std::vector<std::vector<std::string>>& rows, const std
     out += line + "\n";
   }
   return out;
+}
+
+std::string clock_text(double seconds) {
+  const auto s = static_cast<std::int64_t>(seconds);
+  return s >= 3600 ? fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+                   : fmt::format("{}:{:02}", s / 60, s % 60);
 }
 
 }  // namespace espalier::cli

@@ -54,6 +54,9 @@ struct ConfigArguments {
 /// Adds CONFIG, --preset, --set, --data-root, --threads, --seed.
 void add_config_arguments(CLI::App& command, ConfigArguments& arguments);
 
+/// Adds --set, --data-root and --threads alone, for commands that bring their configurations along.
+void add_override_arguments(CLI::App& command, ConfigArguments& arguments);
+
 /// Where the configuration comes from, for load_config; commands may add flags of their own.
 train::ConfigSources sources(const ConfigArguments& arguments, const Context& context);
 
@@ -65,6 +68,9 @@ void on_run(CLI::App& command, Context& context, std::function<int()> action);
 
 /// Rows of cells as lines; columns are as wide as their widest cell, the last is left ragged.
 std::string columns(const std::vector<std::vector<std::string>>& rows, const std::string& indent = "");
+
+/// "3:07", "2:00:00"
+std::string clock_text(double seconds);
 
 void add_commands(CLI::App& app, Context& context);
 
@@ -81,6 +87,10 @@ void add_doctor_command(CLI::App& app, Context& context);
 void add_reproduce_phew_command(CLI::App& reproduce, Context& context);
 void add_reproduce_dpr_command(CLI::App& reproduce, Context& context);
 void add_reproduce_adaptive_alpha_command(CLI::App& reproduce, Context& context);
+void add_sweep_command(CLI::App& app, Context& context);
+void add_compare_command(CLI::App& app, Context& context);
+void add_watch_command(CLI::App& app, Context& context);
+void add_reproduce_sweeps(CLI::App& reproduce, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

@@ -1,7 +1,6 @@
 #include "reproduce.h"
 
 #include <atomic>
-#include <cmath>
 #include <csignal>
 
 #include "espalier/core/error.h"
@@ -48,16 +47,6 @@ std::optional<train::Json> summary_of(const train::RunConfig& config, const fs::
   const train::TrainResult result = train::train(config, directory, hooks);
   if (result.outcome == train::Outcome::stopped) return std::nullopt;
   return result.summary;
-}
-
-Statistics statistics(const std::vector<double>& values) {
-  Statistics s;
-  for (const double v : values) s.mean += v / static_cast<double>(values.size());
-  if (values.size() < 2) return s;
-  double squares = 0;
-  for (const double v : values) squares += (v - s.mean) * (v - s.mean);
-  s.deviation = std::sqrt(squares / static_cast<double>(values.size() - 1));
-  return s;
 }
 
 }  // namespace espalier::cli

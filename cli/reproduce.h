@@ -3,7 +3,6 @@
 
 #include <filesystem>
 #include <optional>
-#include <vector>
 
 #include "espalier/train/json.h"
 #include "espalier/train/run_config.h"
@@ -18,10 +17,5 @@ void stop_on_signals();
 /// The summary of the run in this folder, which is begun, gone on with, or left alone where it is done; nothing where a
 /// signal has stopped it. Throws Error(usage) if the folder holds a run with another configuration.
 std::optional<train::Json> summary_of(const train::RunConfig& config, const std::filesystem::path& path);
-
-struct Statistics {
-  double mean = 0, deviation = 0;  ///< of a sample; 0 for one value
-};
-Statistics statistics(const std::vector<double>& values);
 
 }  // namespace espalier::cli

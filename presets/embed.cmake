@@ -1,12 +1,12 @@
-# cmake "-DFILES=a.toml;b.toml" -DOUTPUT=x.cpp -P embed.cmake
-set(code "// Made from presets/*.toml by presets/embed.cmake.\n#include \"train/embedded_presets.h\"\n\nnamespace espalier::train {\n\n")
-string(APPEND code "const std::vector<std::pair<std::string, std::string>>& embedded_presets() {\n"
-                   "  static const std::vector<std::pair<std::string, std::string>> kPresets = {\n")
+# cmake "-DFILES=a.toml;b.toml" -DFUNCTION=embedded_presets -DOUTPUT=x.cpp -P embed.cmake
+set(code "// Made by presets/embed.cmake.\n#include \"train/embedded_presets.h\"\n\nnamespace espalier::train {\n\n")
+string(APPEND code "const std::vector<std::pair<std::string, std::string>>& ${FUNCTION}() {\n"
+                   "  static const std::vector<std::pair<std::string, std::string>> kFiles = {\n")
 list(SORT FILES)
 foreach(file IN LISTS FILES)
   get_filename_component(name "${file}" NAME_WE)
   file(READ "${file}" text)
   string(APPEND code "      {\"${name}\", R\"preset(${text})preset\"},\n")
 endforeach()
-string(APPEND code "  };\n  return kPresets;\n}\n\n}  // namespace espalier::train\n")
+string(APPEND code "  };\n  return kFiles;\n}\n\n}  // namespace espalier::train\n")
 file(WRITE "${OUTPUT}" "${code}")

@@ -9,5 +9,6 @@ namespace espalier::train {
 
 /// (name, text).
 const std::vector<std::pair<std::string, std::string>>& embedded_presets();
+const std::vector<std::pair<std::string, std::string>>& embedded_sweeps();
 
 }  // namespace espalier::train

@@ -64,6 +64,7 @@ MetricsWriter::~MetricsWriter() {
 }
 
 void MetricsWriter::write(const std::string& event, std::int64_t step, const Json& fields) {
+  const auto start = std::chrono::steady_clock::now();
   ESPALIER_CHECK(std::find(kEvents.begin(), kEvents.end(), event) != kEvents.end(), ErrorKind::failed,
                  "{}: unknown event \"{}\".{}", path_.string(), event, suggestion(event, kEvents));
   ESPALIER_ASSERT(fields.is_object() && !fields.contains("event") && !fields.contains("step"));
@@ -71,7 +72,9 @@ void MetricsWriter::write(const std::string& event, std::int64_t step, const Jso
   line.update(fields);
   buffer_ += to_json_line(line) + "\n";
   // Rare events are seen at once, a burst is gathered.
-  if (buffer_.size() >= kBufferBytes || std::chrono::steady_clock::now() - flushed_at_ >= kFlushEvery) flush();
+  if (buffer_.size() >= kBufferBytes || start - flushed_at_ >= kFlushEvery) flush();
+  if (reader_) reader_(event, step, fields);
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 void MetricsWriter::flush() {

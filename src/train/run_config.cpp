@@ -214,6 +214,14 @@ Settings read_settings(const std::string& text, const std::string& source) {
   return is_json ? read_json_settings(text, source) : read_toml_settings(text, source);
 }
 
+void leave_out(const std::string& table, Settings& settings) {
+  auto& list = settings.list;
+  list.erase(std::remove_if(list.begin(), list.end(), [&](const Setting& s) { return s.table == table; }), list.end());
+  auto& tables = settings.tables;
+  tables.erase(std::remove_if(tables.begin(), tables.end(), [&](const auto& t) { return t.first == table; }),
+               tables.end());
+}
+
 Setting raw_setting(const std::string& table, const std::string& key, const std::string& value,
                     const std::string& source) {
   return {table, key, {ConfigValue::Raw{value}}, {source}, {source}};
@@ -529,6 +537,7 @@ RunConfig load_config(const ConfigSources& sources) {
   }
   if (sources.file) {
     layers.push_back({read_settings(read_file(*sources.file), *sources.file == "-" ? "<stdin>" : *sources.file)});
+    if (!sources.other_table.empty()) leave_out(sources.other_table, layers.back().settings);
   }
   layers.push_back({read_environment(sources.environment, tables)});
   Settings set;
@@ -585,13 +594,15 @@ std::vector<std::string> diff(const RunConfig& from, const RunConfig& to) {
   return out;
 }
 
+std::string first_line(const std::string& text) {
+  const std::string line = text.substr(0, text.find('\n'));
+  const auto begin = line.find_first_not_of("# ");
+  return begin == std::string::npos ? "" : line.substr(begin);
+}
+
 std::vector<PresetInfo> known_presets() {
   std::vector<PresetInfo> out;
-  for (const auto& [name, text] : embedded_presets()) {
-    const std::string line = text.substr(0, text.find('\n'));
-    const auto begin = line.find_first_not_of("# ");
-    out.push_back({name, begin == std::string::npos ? "" : line.substr(begin)});
-  }
+  for (const auto& [name, text] : embedded_presets()) out.push_back({name, first_line(text)});
   std::sort(out.begin(), out.end(), [](const PresetInfo& a, const PresetInfo& b) { return a.name < b.name; });
   return out;
 }

@@ -40,11 +40,20 @@ std::vector<std::string> entries_of(const fs::path& path) {
   return names;
 }
 
+/// What a start leaves that was killed before config.toml was there.
+bool is_of_a_start(const std::string& entry) {
+  for (const char* name : {"config.input.toml", "command.txt", "env.json"})
+    if (entry == name || entry == temporary_name(name)) return true;
+  return entry == temporary_name(kConfig);
+}
+
 void check_may_start_in(const fs::path& path, bool overwrite) {
   const std::vector<std::string> entries = entries_of(path);
   if (entries.empty()) return;
   std::error_code error;
-  const bool is_run = fs::exists(path / kConfig, error) || fs::exists(path / kLock, error);
+  const bool locked = fs::exists(path / kLock, error), configured = fs::exists(path / kConfig, error);
+  if (locked && !configured && std::all_of(entries.begin(), entries.end(), is_of_a_start)) return;
+  const bool is_run = configured || locked;
   ESPALIER_CHECK(is_run, ErrorKind::usage,
                  "run directory {}: is not empty (it holds {}) and not a run of Espalier's; choose another directory",
                  path.string(), entries.front());
@@ -83,13 +92,30 @@ int take_lock(const fs::path& path) {
 
 }  // namespace
 
+DirectoryLock::DirectoryLock(const fs::path& directory) : fd_(take_lock(directory)) {}
+
+DirectoryLock::DirectoryLock(DirectoryLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+
+DirectoryLock::~DirectoryLock() {
+  // The file stays: removing it would let two processes lock two files of the same name.
+  if (fd_ >= 0) ::close(fd_);
+}
+
+bool is_held(const fs::path& directory) {
+  const int fd = ::open((directory / kLock).c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool held = ::flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  ::close(fd);
+  return held;
+}
+
 RunDirectory RunDirectory::create(const fs::path& path, const RunRecord& record, bool overwrite) {
   std::error_code error;
   fs::create_directories(path, error);
   ESPALIER_CHECK(!error && fs::is_directory(path, error), ErrorKind::usage, "run directory {}: cannot create: {}",
                  path.string(), error ? error.message() : "it is not a directory");
   check_may_start_in(path, overwrite);  // before the lock file appears in somebody's home
-  RunDirectory run(path, take_lock(path));
+  RunDirectory run(path, DirectoryLock(path));
   check_may_start_in(path, overwrite);  // again: another process may have started and ended in between
   for (const char* name : kOwned) {
     for (const std::string& file : {std::string(name), temporary_name(name)}) {
@@ -110,15 +136,7 @@ RunDirectory RunDirectory::open(const fs::path& path) {
                  path.string());
   ESPALIER_CHECK(fs::exists(path / kConfig, error), ErrorKind::usage,
                  "run directory {}: has no {}: is it the directory of a run?", path.string(), kConfig);
-  return {path, take_lock(path)};
-}
-
-RunDirectory::RunDirectory(RunDirectory&& other) noexcept
-    : path_(std::move(other.path_)), lock_(std::exchange(other.lock_, -1)) {}
-
-RunDirectory::~RunDirectory() {
-  // The file stays: removing it would let two processes lock two files of the same name.
-  if (lock_ >= 0) ::close(lock_);
+  return {path, DirectoryLock(path)};
 }
 
 void RunDirectory::write_summary(const Json& summary_json) const {

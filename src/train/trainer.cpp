@@ -16,6 +16,7 @@
 #include "espalier/train/experiment.h"
 #include "espalier/train/init_report.h"
 #include "espalier/train/metrics.h"
+#include "espalier/train/tensorboard.h"
 #include "espalier/train/weight_record.h"
 
 namespace espalier::train {
@@ -68,6 +69,8 @@ class Run {
 
   TrainResult run() {
     resume_or_start();
+    first_step_ = step_;
+    began_ = SteadyClock::now();
     while (step_ < clock_.total_steps) {
       if (hooks_.stop != nullptr && hooks_.stop->load()) return stop();
       one_step();
@@ -82,10 +85,11 @@ class Run {
       metrics_ = std::make_unique<MetricsWriter>(directory_.metrics());
       timing_ = std::make_unique<MetricsWriter>(directory_.timing());
       weights_ = std::make_unique<MetricsWriter>(directory_.weights());
+      begin_tensorboard(nullptr);
       write_topology();
+      write_alpha();
       write_structure();
       weights_->write("weights", 0, weight_record(*model_.sparsifier));
-      write_alpha();
       return;
     }
     const auto& state = checkpoint->state;
@@ -112,7 +116,20 @@ class Run {
     timing_ = std::make_unique<MetricsWriter>(directory_.timing(), state.at("timing_position").get<std::int64_t>());
     // Checkpoints of before 0.2 know no weights.jsonl: it begins here then.
     weights_ = std::make_unique<MetricsWriter>(directory_.weights(), state.value("weights_position", std::int64_t{0}));
+    begin_tensorboard(state.value("tensorboard", Json()));
     log_info(fmt::format("resuming at step {} of {}", step_, clock_.total_steps));
+  }
+
+  /// state: of the checkpoint, or null.
+  void begin_tensorboard(const Json& state) {
+    if (!config_.log.tensorboard) return;
+    tensorboard_ = std::make_unique<TensorBoard>(directory_.path() / "tb", state, step_);
+    if (step_ == 0) tensorboard_->text("config", 0, "```toml\n" + to_toml(config_) + "```\n");
+    const auto record = [this](const std::string& event, std::int64_t step, const Json& fields) {
+      tensorboard_->record(event, step, fields);
+    };
+    metrics_->also(record);
+    weights_->also(record);
   }
 
   void one_step() {
@@ -150,6 +167,7 @@ class Run {
       metrics_->write("step", step_, {{"loss", loss_value}, {"lr", rate}, {"sparsity", model_.sparsifier->sparsity()}});
     }
     report_progress();
+    report_speed();
     const bool last = step_ == clock_.total_steps;
     if (step_ % per_epoch == 0 || last) end_of_epoch();
     if (last || falls_on(step_, config_.train.eval_every, clock_)) validate();
@@ -170,7 +188,10 @@ class Run {
                      {"nnz", model_.sparsifier->nnz()},
                      {"sparsity", model_.sparsifier->sparsity()}});
     timing_->write("epoch", step_,
-                   {{"epoch", epoch}, {"train_seconds", seconds()}, {"samples_per_second", samples_per_second()}});
+                   {{"epoch", epoch},
+                    {"train_seconds", seconds()},
+                    {"samples_per_second", samples_per_second()},
+                    {"recording_seconds", metrics_->seconds() + weights_->seconds()}});
     log_info(fmt::format("epoch {:g}: train loss {:.4f}, accuracy {:.4f}, sparsity {:.4f}, {:.0f} samples/s", epoch,
                          running_.loss(), running_.accuracy(), model_.sparsifier->sparsity(), samples_per_second()));
     running_ = {};
@@ -232,19 +253,6 @@ class Run {
          {"layers", list}});
   }
 
-  /// init.json: widths and the trace of the path kernel before the first step, as `espalier init --json` has them. The
-  /// trace needs a dense copy in double precision: only where that is too small to be seen in peak_rss_bytes.
-  void write_structure() {
-    constexpr std::int64_t kMostWeights = std::int64_t{1} << 22;
-    if (model_.sparsifier->positions() > kMostWeights) return;
-    try {
-      write_file_atomically(directory_.path() / "init.json", to_json_text(to_json(init_report(config_, model_))));
-    } catch (const Error& e) {
-      if (e.kind() == ErrorKind::failed) throw;  // the disk
-      log(LogLevel::debug, fmt::format("no init.json: {}", e.what()));
-    }
-  }
-
   /// What alpha's control loop saw of the weights, `step` steps into the run, and did before the step after.
   void write_alpha() {
     const auto trace = model_.sparsifier->take_alpha_trace();
@@ -278,6 +286,19 @@ class Run {
     }
   }
 
+  /// init.json: widths and the trace of the path kernel before the first step, as `espalier init --json` has them. The
+  /// trace needs a dense copy in double precision: only where that is too small to be seen in peak_rss_bytes.
+  void write_structure() {
+    constexpr std::int64_t kMostWeights = std::int64_t{1} << 22;
+    if (model_.sparsifier->positions() > kMostWeights) return;
+    try {
+      write_file_atomically(directory_.path() / "init.json", to_json_text(to_json(init_report(config_, model_))));
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::failed) throw;  // the disk
+      log(LogLevel::debug, fmt::format("no init.json: {}", e.what()));
+    }
+  }
+
   /// `planned`: part of the run, and so of metrics.jsonl; a checkpoint that a signal has asked for is not.
   void save(bool planned) {
     (planned ? metrics_ : timing_)->write("checkpoint", step_);
@@ -305,6 +326,7 @@ class Run {
     c.state["metrics_position"] = metrics_->position();
     c.state["timing_position"] = timing_->position();
     c.state["weights_position"] = weights_->position();
+    if (tensorboard_) c.state["tensorboard"] = tensorboard_->position();
     store_.save(c, best);
   }
 
@@ -326,6 +348,7 @@ class Run {
         {{"split", "test"}, {"loss", test.loss()}, {"accuracy", test.accuracy()}, {"samples", test.samples}});
     metrics_->write("end", step_, {{"status", "done"}});
     for (auto* file : {metrics_.get(), timing_.get(), weights_.get()}) file->position();
+    if (tensorboard_) tensorboard_->position();
     directory_.write_summary(summary);
     return {Outcome::done, summary};
   }
@@ -418,6 +441,29 @@ class Run {
     return seconds() > 0 ? static_cast<double>(samples_before_ + samples_) / seconds() : 0;
   }
 
+  /// Now and then to timing.jsonl, for whoever watches from outside.
+  void report_speed() {
+    constexpr auto kEvery = std::chrono::seconds(5);
+    const auto now = SteadyClock::now();
+    if (now - speed_reported_ < kEvery) return;
+    speed_reported_ = now;
+    timing_->write("step", step_,
+                   {{"total_steps", clock_.total_steps},
+                    {"steps_per_epoch", clock_.steps_per_epoch},
+                    {"loss", running_.loss()},
+                    {"accuracy", running_.accuracy()},
+                    {"train_seconds", seconds()},
+                    {"samples_per_second", seconds_ > 0 ? static_cast<double>(samples_) / seconds_ : 0},
+                    {"seconds_left", seconds_left()}});
+  }
+
+  /// By the time since this process began, evaluation and checkpoints included.
+  double seconds_left() const {
+    if (samples_ == 0) return 0;
+    const auto steps = static_cast<double>(step_ - first_step_);
+    return seconds_since(began_) / steps * static_cast<double>(clock_.total_steps - step_);
+  }
+
   void report_progress() const {
     if (!hooks_.progress) return;
     Progress p;
@@ -428,9 +474,7 @@ class Run {
     p.accuracy = running_.accuracy();
     p.sparsity = model_.sparsifier->sparsity();
     p.samples_per_second = seconds_ > 0 ? static_cast<double>(samples_) / seconds_ : 0;
-    p.seconds_left = samples_ > 0 ? static_cast<double>((clock_.total_steps - step_) * config_.train.batch_size) /
-                                        std::max(1.0, p.samples_per_second)
-                                  : 0;
+    p.seconds_left = seconds_left();
     hooks_.progress(p);
   }
 
@@ -444,8 +488,10 @@ class Run {
   std::optional<Checkpoint> start_;  // where the run goes on from
   SparseModel model_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  std::unique_ptr<TensorBoard> tensorboard_;  // metrics_ and weights_ write to it
   std::unique_ptr<MetricsWriter> metrics_, timing_, weights_;
-  std::int64_t step_ = 0;
+  std::int64_t step_ = 0, first_step_ = 0;
+  SteadyClock::time_point began_, speed_reported_;
   Running running_;
   std::optional<double> best_accuracy_, last_validation_;
   std::int64_t best_nnz_ = 0;

@@ -89,6 +89,11 @@ TEST(RunDirectory, ACreationThatWasKilledCanBeRepeated) {
   write_bytes(folder / ".espalier.lock", "1 on x\n");
   { RunDirectory::create(folder.path(), kRecord, false); }
   fs::remove(folder / "config.toml");  // killed just before the last file
+  write_bytes(folder / ".config.toml.tmp", "half");
+  EXPECT_NO_THROW(RunDirectory::create(folder.path(), kRecord, false));
+  EXPECT_EQ(read_bytes(folder / "config.toml"), kRecord.config);
+  fs::remove(folder / "config.toml");  // somebody else: a run has files of its training too
+  write_bytes(folder / "metrics.jsonl", "{}\n");
   const auto message = error_of(ErrorKind::usage, [&] { RunDirectory::create(folder.path(), kRecord, false); });
   EXPECT_TRUE(contains(message, "--overwrite")) << message;
   EXPECT_NO_THROW(RunDirectory::create(folder.path(), kRecord, true));
@@ -132,11 +137,13 @@ TEST(RunDirectory, OneProcessAtATime) {
     EXPECT_TRUE(contains(message, "process " + std::to_string(child) + " on ")) << message;
     EXPECT_TRUE(contains(message, "is training into it")) << message;
   }
+  EXPECT_TRUE(is_held(folder / "a"));
   EXPECT_EQ(read_bytes(folder / "a" / fs::path("config.toml")), kRecord.config);
   ::close(done[1]);
   int status = 0;
   ::waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
+  EXPECT_FALSE(is_held(folder / "a"));
   EXPECT_NO_THROW(RunDirectory::open(folder / "a"));  // the lock goes with its process, however that ends
   for (const int fd : {ready[0], ready[1], done[0]}) ::close(fd);
 }

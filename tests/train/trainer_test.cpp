@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 
 #include "espalier/core/error.h"
@@ -109,6 +111,28 @@ RunConfig small_in(const std::string& storage) {
   return parse_config(text, "test");
 }
 
+/// What the event files of a run say, without the wall times and without what begins each file.
+std::string events_of(const fs::path& run) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(run / "tb")) files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  std::string out;
+  for (const fs::path& file : files) {
+    const std::string bytes = read_file(file);
+    for (std::size_t at = 0; at < bytes.size();) {
+      std::uint64_t length = 0;
+      std::memcpy(&length, bytes.data() + at, 8);
+      const std::string event = bytes.substr(at + 12 + 9, length - 9);  // framing; tag and eight bytes of wall time
+      at += 16 + length;
+      std::size_t after_step = 1;
+      while (static_cast<unsigned char>(event[after_step]) >= 0x80) ++after_step;
+      const bool version = event[0] == 0x1a, start = event[after_step + 1] == 0x3a;
+      if (!version && !start) out += event;
+    }
+  }
+  return out;
+}
+
 class Storages : public ::testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Trainer, Storages, ::testing::Values("masked", "compressed"));
 
@@ -118,6 +142,9 @@ void ends_in_the_same_bytes(const RunConfig& config, const std::vector<int>& sto
   const std::string metrics = read_file(tmp.path() / "whole" / "metrics.jsonl");
   const std::string weights = read_file(tmp.path() / "whole" / "weights.jsonl");
   ASSERT_EQ(read_metrics(tmp.path() / "whole" / "weights.jsonl").size(), 2U) << "steps 0 and 66";
+  const std::string events = events_of(tmp.path() / "whole");
+  for (const char* tag : {"step/loss", "validation/accuracy", "test/accuracy", "topology/fc1.weight/nnz", "config"})
+    ASSERT_NE(events.find(tag), std::string::npos) << tag;
   const auto whole = load_latest_checkpoint(tmp.path() / "whole");
   for (const int stop_at : stops) {
     const fs::path path = tmp.path() / ("stopped-" + std::to_string(stop_at));
@@ -131,6 +158,7 @@ void ends_in_the_same_bytes(const RunConfig& config, const std::vector<int>& sto
     ASSERT_EQ(run(config, path).outcome, Outcome::done);
     EXPECT_EQ(read_file(path / "metrics.jsonl"), metrics) << stop_at;
     EXPECT_EQ(read_file(path / "weights.jsonl"), weights) << stop_at;
+    EXPECT_EQ(events_of(path), events) << stop_at;
     const auto resumed = load_latest_checkpoint(path);
     for (const auto part : {&Checkpoint::model, &Checkpoint::optimizer, &Checkpoint::sparsity}) {
       const auto& a = (*whole).*part;

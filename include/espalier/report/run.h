@@ -64,7 +64,8 @@ struct Run {
 /// Error(usage) if there is no such thing or nothing of a run in it.
 Run read_run(const std::filesystem::path& path);
 
-/// The run directories that a path means: itself, or if it is none, the run directories in it, by name.
+/// The run directories that a path means: itself, or if it is none, the run directories in it, or those of a sweep, by
+/// name.
 std::vector<std::filesystem::path> find_runs(const std::filesystem::path& path);
 
 /// A JSON value as a number: also "nan", "inf" and "-inf" of our files; NaN for anything else.

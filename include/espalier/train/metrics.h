@@ -4,7 +4,9 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "espalier/train/json.h"
@@ -30,11 +32,18 @@ class MetricsWriter {
   /// 0.10000000149011612).
   void write(const std::string& event, std::int64_t step, const Json& fields = Json::object());
 
+  /// Every event goes to `reader` too, after it has been written.
+  using Reader = std::function<void(const std::string& event, std::int64_t step, const Json& fields)>;
+  void also(Reader reader) { reader_ = std::move(reader); }
+
   /// Hands all lines to the system. Throws Error(failed) naming the file, e.g. when the disk is full.
   void flush();
 
   /// Bytes so far, all of them on the disk (fsync): a checkpoint may rely on them.
   std::int64_t position();
+
+  /// Time spent in write(), the reader's included.
+  double seconds() const { return seconds_; }
 
  private:
   std::filesystem::path path_;
@@ -42,6 +51,8 @@ class MetricsWriter {
   std::int64_t written_;  // bytes in the file
   std::string buffer_;
   std::chrono::steady_clock::time_point flushed_at_;
+  Reader reader_;
+  double seconds_ = 0;
 };
 
 /// All events of a file. A last line cut short by a crash is left out; any other line that is not an object with

@@ -115,7 +115,11 @@ struct CheckpointOptions {
 /// Table [log]: how often a run says where it stands.
 struct LogOptions {
   Duration every = Duration::steps(100);
-  void describe(Describe& d) { d("every", every, "distance between `step` events in metrics.jsonl; 0it: none"); }
+  bool tensorboard = true;
+  void describe(Describe& d) {
+    d("every", every, "distance between `step` events in metrics.jsonl; 0it: none");
+    d("tensorboard", tensorboard, "events for TensorBoard too, in the folder tb of the run");
+  }
 };
 
 }  // namespace espalier::train

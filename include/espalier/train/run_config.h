@@ -80,6 +80,7 @@ struct ConfigSources {
   std::map<std::string, std::string> environment;  ///< ESPALIER_<TABLE>_<KEY>; other variables may be in it
   std::vector<std::string> set;                    ///< "table.key=value"
   std::vector<Flag> flags;
+  std::string other_table;  ///< a table of the file that somebody else reads: "sweep"; "" for none
 };
 
 /// Throws Error(usage) with one line for every mistake of every layer, each with its place:
@@ -108,6 +109,9 @@ struct PresetInfo {
   std::string name;
   std::string description;  ///< the first line of the file, a comment
 };
+
+/// The text of the first line of a file, a comment: what the file is.
+std::string first_line(const std::string& text);
 
 /// The files of presets/, which are built into the library; by name.
 std::vector<PresetInfo> known_presets();

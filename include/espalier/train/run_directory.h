@@ -5,10 +5,28 @@
 #include <ctime>
 #include <filesystem>
 #include <string>
+#include <utility>
 
 #include "espalier/train/json.h"
 
 namespace espalier::train {
+
+/// A directory held by this process (flock on `.espalier.lock`, which ends with the process, however it ends).
+class DirectoryLock {
+ public:
+  /// Throws Error(usage) naming the holder if another process has it. On a file system without locks: a warning.
+  explicit DirectoryLock(const std::filesystem::path& directory);
+  DirectoryLock(DirectoryLock&& other) noexcept;
+  DirectoryLock& operator=(DirectoryLock&&) = delete;
+  ~DirectoryLock();
+
+ private:
+  int fd_;  // -1 where the file system has no locks
+};
+
+/// Whether a process holds the directory now. It tries the lock for a moment: not for watching a run that may be about
+/// to start.
+bool is_held(const std::filesystem::path& directory);
 
 /// What is known when a run starts.
 struct RunRecord {
@@ -28,10 +46,6 @@ class RunDirectory {
   /// A run to go on with. Throws Error(usage) if there is none or another process has it.
   static RunDirectory open(const std::filesystem::path& path);
 
-  RunDirectory(RunDirectory&& other) noexcept;
-  RunDirectory& operator=(RunDirectory&&) = delete;
-  ~RunDirectory();
-
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config() const { return path_ / "config.toml"; }
   std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
@@ -44,10 +58,10 @@ class RunDirectory {
   void write_summary(const Json& summary) const;
 
  private:
-  RunDirectory(std::filesystem::path path, int lock) : path_(std::move(path)), lock_(lock) {}
+  RunDirectory(std::filesystem::path path, DirectoryLock lock) : path_(std::move(path)), lock_(std::move(lock)) {}
 
   std::filesystem::path path_;
-  int lock_;  // file descriptor; -1 where the file system has no locks
+  DirectoryLock lock_;
 };
 
 /// Where a run goes that was given no directory: <parent>/<name>, or without a name
