@@ -135,7 +135,10 @@ int run(const Arguments& a, Context& context) {
     out["bytes"] = fs::file_size(path);
     out["metadata"] = content.metadata;
     text += fmt::format("{}: safetensors, {} tensors, {} bytes\n", a.path, tensors.size(), fs::file_size(path));
-    for (const auto& [key, value] : content.metadata) text += fmt::format("  {} = {}\n", key, value);
+    for (const auto& [key, value] : content.metadata) {
+      const bool is_line = value.size() <= 200 && value.find('\n') == std::string::npos;
+      text += fmt::format("  {} = {}\n", key, is_line ? value : fmt::format("({} bytes)", value.size()));
+    }
   } else {
     const bool is_checkpoint = fs::exists(path / "state.json");
     ESPALIER_CHECK(is_checkpoint || fs::exists(path / "config.toml"), ErrorKind::usage,

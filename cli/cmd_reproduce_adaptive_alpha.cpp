@@ -13,6 +13,7 @@
 #include "espalier/train/metrics.h"
 #include "espalier/train/prune.h"
 #include "reproduce.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 namespace {

@@ -9,6 +9,7 @@
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "reproduce.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 namespace {

@@ -1,35 +1,21 @@
 // espalier train: runs a configuration, or goes on with a run.
-#include <atomic>
 #include <chrono>
-#include <csignal>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/run_directory.h"
-#include "espalier/train/sweep.h"
 #include "espalier/train/trainer.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 namespace {
 
 namespace fs = std::filesystem;
 using train::RunConfig;
-
-constexpr int kStoppedBySignal = 75;  // after a good checkpoint: start me again
-
-std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);  // a second one does not wait for the checkpoint
-}
 
 struct Arguments {
   ConfigArguments config;
@@ -38,28 +24,6 @@ struct Arguments {
   bool overwrite = false, json = false;
   double require_accuracy = -1;
 };
-
-std::string read_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
-std::string command_line() {
-  std::string text = read_text("/proc/self/cmdline");
-  for (char& c : text) c = c == '\0' ? ' ' : c;
-  return text + "\n";
-}
-
-/// What the user gave: the file or the preset, and the overrides below it as comments.
-std::string input_text(const ConfigArguments& arguments) {
-  std::string text;
-  if (!arguments.preset.empty()) text += "# preset " + arguments.preset + "\n" + train::preset_text(arguments.preset);
-  if (!arguments.file.empty() && arguments.file != "-") text += read_text(arguments.file);
-  for (const auto& set : arguments.set) text += "# --set " + set + "\n";
-  return text;
-}
 
 /// The line of a terminal, redrawn ten times a second; elsewhere a message every half minute.
 class ProgressLine {
@@ -86,29 +50,6 @@ class ProgressLine {
   std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
 };
 
-/// The configuration to go on with: that of the run, or the one given now if every difference is allowed.
-RunConfig resumed_config(const Arguments& arguments, const Context& context, const fs::path& run) {
-  train::ConfigSources from_run;
-  from_run.file = (run / "config.toml").string();
-  const RunConfig saved = train::load_config(from_run);
-  if (!arguments.config.given() && !arguments.config.overrides()) return saved;
-  train::ConfigSources now = sources(arguments.config, context);
-  if (!arguments.config.given()) now.file = from_run.file;
-  const RunConfig wanted = train::load_config(now);
-  std::string refused;
-  for (const std::string& line : train::diff(saved, wanted)) {
-    const std::string key = line.substr(0, line.find(':'));
-    const auto& allowed = arguments.allow_change;
-    if (train::may_differ_on_resume(key) || std::find(allowed.begin(), allowed.end(), key) != allowed.end()) continue;
-    refused +=
-        (refused.empty() ? "" : "\n") +
-        fmt::format("resume: {} (the run in {} began with another value); add --allow-change {} if that is meant", line,
-                    run.string(), key);
-  }
-  ESPALIER_CHECK(refused.empty(), ErrorKind::usage, "{}", refused);
-  return wanted;
-}
-
 /// The configuration of a new run. --structure-from FILE makes its method `given`; from a run, the method stays.
 RunConfig started_config(const Arguments& arguments, const Context& context) {
   if (arguments.structure_from.empty() && arguments.values_from.empty()) return load(arguments.config, context);
@@ -126,10 +67,6 @@ RunConfig started_config(const Arguments& arguments, const Context& context) {
   }
   if (!arguments.values_from.empty()) from.flags.push_back({"--values-from", "run.values_from", arguments.values_from});
   return train::load_config(from);
-}
-
-bool finished(const fs::path& run) {
-  return fs::exists(run / "summary.json") && train::read_json(run / "summary.json").value("status", "") == "done";
 }
 
 std::string verdict(const train::Json& s) {
@@ -162,8 +99,8 @@ int run(const Arguments& arguments, Context& context) {
 
   ESPALIER_CHECK(!resume || (arguments.structure_from.empty() && arguments.values_from.empty()), ErrorKind::usage,
                  "--structure-from, --values-from and --resume: a run that goes on has both in its checkpoint");
-  const RunConfig config =
-      resume ? resumed_config(arguments, context, arguments.resume) : started_config(arguments, context);
+  const RunConfig config = resume ? resumed_config(arguments.config, arguments.allow_change, context, arguments.resume)
+                                  : started_config(arguments, context);
   set_threads(static_cast<int>(config.run.threads));
   const std::string text = train::to_toml(config);
   const auto directory_of = [&]() -> train::RunDirectory {
@@ -188,11 +125,10 @@ int run(const Arguments& arguments, Context& context) {
   }
   log_info(fmt::format("run directory {}; {} threads", directory.path().string(), at::get_num_threads()));
 
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
   ProgressLine line(context.console);
   train::TrainHooks hooks;
   hooks.progress = [&](const train::Progress& p) { line(p); };
-  hooks.stop = &stop_requested;
+  hooks.stop = stop_on_signals();
   const train::TrainResult result = train::train(config, directory, hooks);
   context.console.progress("");
   if (result.outcome == train::Outcome::stopped) {
@@ -226,14 +162,7 @@ void add_train_command(CLI::App& app, Context& context) {
           "(and from the weights, if it has them) of this safetensors file, as espalier init writes it; short "
           "for method.name = given")
       ->option_text("DIR|FILE");
-  command
-      ->add_option("--allow-change", arguments->allow_change,
-                   "with --resume: this key may differ from the run's; may be repeated")
-      ->option_text("TABLE.KEY")
-      ->type_size(1)
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_allow_change(*command, arguments->allow_change);
   command
       ->add_option("--values-from", arguments->values_from,
                    "start with the values of the run (or checkpoint) in DIR; DIR@0: with those that it started from: "

@@ -9,6 +9,7 @@ namespace espalier::cli {
 // In the order of `espalier --help`.
 void add_commands(CLI::App& app, Context& context) {
   add_train_command(app, context);
+  add_continual_command(app, context);
   add_eval_command(app, context);
   add_init_command(app, context);
   add_sweep_command(app, context);
@@ -19,6 +20,7 @@ void add_commands(CLI::App& app, Context& context) {
   add_reproduce_phew_command(*reproduce, context);
   add_reproduce_dpr_command(*reproduce, context);
   add_reproduce_adaptive_alpha_command(*reproduce, context);
+  add_reproduce_epn_command(*reproduce, context);
   add_reproduce_sweeps(*reproduce, context);
   add_watch_command(app, context);
   add_report_command(app, context);

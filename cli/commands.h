@@ -75,6 +75,7 @@ std::string clock_text(double seconds);
 void add_commands(CLI::App& app, Context& context);
 
 void add_train_command(CLI::App& app, Context& context);
+void add_continual_command(CLI::App& app, Context& context);
 void add_eval_command(CLI::App& app, Context& context);
 void add_init_command(CLI::App& app, Context& context);
 void add_prune_command(CLI::App& app, Context& context);
@@ -91,6 +92,7 @@ void add_sweep_command(CLI::App& app, Context& context);
 void add_compare_command(CLI::App& app, Context& context);
 void add_watch_command(CLI::App& app, Context& context);
 void add_reproduce_sweeps(CLI::App& reproduce, Context& context);
+void add_reproduce_epn_command(CLI::App& reproduce, Context& context);
 void add_list_command(CLI::App& app, Context& context);
 
 }  // namespace espalier::cli

@@ -9,11 +9,6 @@
 
 namespace espalier::cli {
 
-constexpr int kStoppedBySignal = 75;
-
-/// From now on SIGTERM, SIGINT and SIGUSR1 stop the run that is under way after a checkpoint; a second one kills.
-void stop_on_signals();
-
 /// The summary of the run in this folder, which is begun, gone on with, or left alone where it is done; nothing where a
 /// signal has stopped it. Throws Error(usage) if the folder holds a run with another configuration.
 std::optional<train::Json> summary_of(const train::RunConfig& config, const std::filesystem::path& path);

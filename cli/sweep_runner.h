@@ -7,6 +7,7 @@
 
 #include "commands.h"
 #include "espalier/train/sweep.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 
@@ -18,8 +19,6 @@ struct SweepArguments {
   bool extend = false, json = false, dry_run = false;
 };
 void add_sweep_arguments(CLI::App& command, SweepArguments& arguments, const std::string& default_dir);
-
-constexpr int kStoppedBySignal = 75;  ///< after good checkpoints: start me again
 
 /// A command for every cell that is done: its arguments ("{run}" is the cell's run directory, "{threads}" its threads),
 /// and the file in the run directory that it writes: where that is, the command is not run again.

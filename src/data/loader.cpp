@@ -72,6 +72,9 @@ Loader::Loader(Images images, std::vector<std::int64_t> indices, Normalisation n
                  ErrorKind::usage, "loader: expected pixels uint8 [N, C, H, W] and labels int64 [N]");
   images_.pixels = images_.pixels.contiguous();
   images_.labels = images_.labels.contiguous();
+  const std::int64_t plane = images_.pixels.size(2) * images_.pixels.size(3);
+  ESPALIER_CHECK(!images_.order.defined() || images_.order.numel() == plane, ErrorKind::usage,
+                 "loader: an order of {} places for images of {} pixels", images_.order.numel(), plane);
   ESPALIER_CHECK(options_.batch_size >= 1, ErrorKind::usage, "loader: batch size {}, expected at least 1",
                  options_.batch_size);
   for (const std::int64_t i : indices) {
@@ -151,6 +154,10 @@ Batch Loader::batch(std::int64_t epoch, std::int64_t index) const {
       }
     }
   });
+  if (images_.order.defined()) {
+    batch.images =
+        batch.images.view({count, channels, plane}).index_select(2, images_.order).view(batch.images.sizes());
+  }
   return batch;
 }
 

@@ -41,10 +41,13 @@ Reparametrisation reparametrisation(const RunConfig& config) {
 }  // namespace
 
 RunData::RunData(const RunConfig& config)
+    : RunData(config, data::load_dataset(config.data, static_cast<std::uint64_t>(config.run.seed))) {}
+
+RunData::RunData(const RunConfig& config, data::Dataset dataset)
     : options_(config.data),
       batch_size_(config.train.batch_size),
       seed_(static_cast<std::uint64_t>(config.run.seed)),
-      dataset_(data::load_dataset(config.data, seed_)),
+      dataset_(std::move(dataset)),
       split_(data::split_train(dataset_.train.size(), config.data.validation, seed_, config.data.train_limit)),
       normalisation_(data::normalisation(dataset_.train, split_.train, config.data)) {}
 

@@ -26,6 +26,7 @@ struct OnlyWith {
   const char* table;
   const char* key;
   std::vector<std::string> names;
+  const char* by = "name";  // the key that has one of these names
 };
 const std::vector<OnlyWith>& only_with() {
   static const std::vector<OnlyWith> kList = {
@@ -53,6 +54,20 @@ const std::vector<OnlyWith>& only_with() {
       {"reparam", "alpha_min", {"adaptive-powerprop"}},
       {"reparam", "alpha_max", {"adaptive-powerprop"}},
       {"reparam", "per", {"adaptive-powerprop"}},
+      {"continual", "rotation", {"rotated"}, "sequence"},
+      {"continual", "classes_per_task", {"split"}, "sequence"},
+      {"continual", "datasets", {"datasets"}, "sequence"},
+      {"continual", "gamma", {"efficient-packnet"}, "method"},
+      {"continual", "search", {"efficient-packnet"}, "method"},
+      {"continual", "keep_rates", {"efficient-packnet"}, "method"},
+      {"continual", "search_steps", {"efficient-packnet"}, "method"},
+      {"continual", "fallback", {"efficient-packnet"}, "method"},
+      {"continual", "share", {"packnet"}, "method"},
+      {"continual", "reinit", {"efficient-packnet", "packnet"}, "method"},
+      {"continual", "retrain", {"efficient-packnet", "packnet"}, "method"},
+      {"continual", "retrain_lr", {"efficient-packnet", "packnet"}, "method"},
+      {"continual", "ewc_lambda", {"ewc"}, "method"},
+      {"continual", "fisher_samples", {"ewc"}, "method"},
   };
   return kList;
 }
@@ -124,6 +139,67 @@ std::vector<Conflict> milestone_conflicts(const ScheduleOptions& schedule) {
   return {};
 }
 
+/// What a sequence of tasks asks of the other tables.
+std::vector<Conflict> continual_conflicts(const RunConfig& config) {
+  const ContinualOptions& c = config.continual;
+  if (c.sequence == "none") return {};
+  std::vector<Conflict> out;
+  const bool endless = c.sequence == "permuted" || c.sequence == "rotated";
+  const auto add = [&](const char* key, const std::string& message, const char* other = "continual.sequence") {
+    out.push_back({{key, other, "continual.sequence"}, message});
+  };
+  if (endless && c.tasks == 0) {
+    add("continual.tasks", fmt::format("a {} sequence has no end of its own; give a number of tasks", c.sequence));
+  }
+  if (c.sequence == "datasets") {
+    std::vector<std::string> known = names_of(data::known_datasets());
+    if (c.datasets.empty()) add("continual.datasets", "needs their names, e.g. [\"mnist\", \"fashion-mnist\"]");
+    for (const auto& name : c.datasets) {
+      if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+      add("continual.datasets",
+          fmt::format("\"{}\" is no data set. Known: {}.{}", name, joined(known, ", "), suggestion(name, known)));
+    }
+    if (c.tasks > static_cast<std::int64_t>(c.datasets.size())) {
+      add("continual.tasks", fmt::format("[continual].datasets names {}", c.datasets.size()), "continual.datasets");
+    }
+  }
+  if (c.method == "efficient-packnet") {
+    if (config.data.validation == 0) {
+      add("data.validation", "efficient-packnet measures pruned networks on held-out images; hold some out, e.g. 5000",
+          "continual.method");
+    }
+    if (c.keep_rates.empty()) add("continual.keep_rates", "needs at least one share, e.g. [0.1]");
+    for (std::size_t i = 1; i < c.keep_rates.size(); ++i) {
+      if (c.keep_rates[i] > c.keep_rates[i - 1]) continue;
+      add("continual.keep_rates", fmt::format("{} does not come after {}; shares are in ascending order",
+                                              c.keep_rates[i], c.keep_rates[i - 1]));
+    }
+    if (c.search == "binary" && c.keep_rates.size() != 2) {
+      add("continual.keep_rates", "a binary search has two bounds, e.g. [0.01, 0.5]", "continual.search");
+    }
+  }
+  if (config.reparam.name != "identity" && config.reparam.name != "powerprop") {
+    add("reparam.name",
+        "weights of earlier tasks would change with alpha; tasks are packed with a fixed one: powerprop");
+  }
+  const bool zeros_stay = c.reinit == "zero" && config.reparam.name == "powerprop" && config.reparam.alpha > 1;
+  if (zeros_stay) {
+    add("continual.reinit", fmt::format("a weight at zero never moves with alpha = {}; set it to fresh, keep or auto",
+                                        config.reparam.alpha));
+  }
+  if (config.method.name() != "dense") {
+    add("method.name",
+        "a sequence of tasks chooses its masks by [continual].method; leave [method] and [sparsity] out");
+  }
+  if (config.model.storage == "compressed") {
+    add("model.storage",
+        "tasks learn in masked storage, where weights of other tasks can be held still; set it to masked or auto");
+  }
+  if (!config.run.structure_from.empty()) add("run.structure_from", "a sequence of tasks begins with a fresh network");
+  if (!config.run.values_from.empty()) add("run.values_from", "a sequence of tasks begins with a fresh network");
+  return out;
+}
+
 std::vector<Conflict> conflicts(RunConfig config) {
   std::vector<Conflict> out;
   RunConfig defaults;
@@ -131,14 +207,14 @@ std::vector<Conflict> conflicts(RunConfig config) {
   auto default_tables = defaults.tables();
   for (const auto& rule : only_with()) {
     const OptionList& options = find_table(tables, rule.table)->options;
-    const std::string name = *std::get<std::string*>(find_option(options, "name")->value);
+    const std::string name = *std::get<std::string*>(find_option(options, rule.by)->value);
     if (std::find(rule.names.begin(), rule.names.end(), name) != rule.names.end()) continue;
     const Option& option = *find_option(options, rule.key);
     if (option.value_text() == find_option(find_table(default_tables, rule.table)->options, rule.key)->value_text())
       continue;
-    out.push_back({{fmt::format("{}.{}", rule.table, rule.key), fmt::format("{}.name", rule.table)},
-                   fmt::format("does nothing with [{0}].name = \"{1}\"; set [{0}].name to {2}, or leave {3} out",
-                               rule.table, name, joined(rule.names, " or "), rule.key)});
+    out.push_back({{fmt::format("{}.{}", rule.table, rule.key), fmt::format("{}.{}", rule.table, rule.by)},
+                   fmt::format("does nothing with [{0}].{4} = \"{1}\"; set [{0}].{4} to {2}, or leave {3} out",
+                               rule.table, name, joined(rule.names, " or "), rule.key, rule.by)});
   }
 
   if (config.train.epochs > 0 && config.train.steps > 0) {
@@ -168,6 +244,7 @@ std::vector<Conflict> conflicts(RunConfig config) {
          "the model \"layers\" needs its layers, e.g. [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]"});
   }
   for (auto& conflict : milestone_conflicts(config.schedule)) out.push_back(std::move(conflict));
+  for (auto& conflict : continual_conflicts(config)) out.push_back(std::move(conflict));
   if (config.method.name() == "dense" && config.sparsity.sparsity > 0) {
     out.push_back(
         {{"sparsity.sparsity", "method.name"},
@@ -303,15 +380,16 @@ class Resolver {
     bool wrong = false;
   };
 
-  // What the first `count` layers choose as the name in a table; "" if the last choice is not a known name.
-  std::string chosen(const std::string& table, std::size_t count) {
+  // What the first `count` layers choose as the name (or another such key) in a table; "" if the last choice is not a
+  // known name.
+  std::string chosen(const std::string& table, std::size_t count, const std::string& key = "name") {
     RunConfig defaults;
     auto tables = defaults.tables();
-    const Option* option = find_option(find_table(tables, table)->options, "name");
+    const Option* option = find_option(find_table(tables, table)->options, key);
     std::string& name = *std::get<std::string*>(option->value);
     for (std::size_t i = 0; i < count; ++i) {
       for (const auto& setting : layers_[i].settings.list) {
-        if (setting.table != table || setting.key != "name") continue;
+        if (setting.table != table || setting.key != key) continue;
         if (!assign(*option, setting.value, "").empty()) name = "";  // unknown: reported where it is applied
       }
     }
@@ -328,8 +406,8 @@ class Resolver {
     }
     for (const auto& rule : only_with()) {
       if (setting.table != rule.table || setting.key != rule.key) continue;
-      const std::string name = chosen(rule.table, layers_.size());
-      return name != chosen(rule.table, layer + 1) &&
+      const std::string name = chosen(rule.table, layers_.size(), rule.by);
+      return name != chosen(rule.table, layer + 1, rule.by) &&
              std::find(rule.names.begin(), rule.names.end(), name) == rule.names.end();
     }
     return false;
@@ -500,6 +578,8 @@ std::vector<Table> RunConfig::tables() {
       {"reparam", "how the trainable phi becomes the weight w", espalier::describe(reparam)},
       {"method", "which weights exist, and when that changes", espalier::describe(method)},
       {"sparsity", "how many weights are zero, and where", espalier::describe(sparsity)},
+      {"continual", "tasks that one network learns one after the other (espalier continual)",
+       espalier::describe(continual)},
       {"checkpoint", "how often the run is saved", espalier::describe(checkpoint)},
       {"log", "how often the run says where it stands", espalier::describe(log)},
   };
@@ -535,7 +615,9 @@ RunConfig load_config(const ConfigSources& sources) {
   if (sources.preset) {
     layers.push_back({read_settings(preset_text(*sources.preset), "preset " + *sources.preset), true});
   }
-  if (sources.file) {
+  if (sources.text) {
+    layers.push_back({read_settings(*sources.text, sources.file.value_or("configuration"))});
+  } else if (sources.file) {
     layers.push_back({read_settings(read_file(*sources.file), *sources.file == "-" ? "<stdin>" : *sources.file)});
     if (!sources.other_table.empty()) leave_out(sources.other_table, layers.back().settings);
   }

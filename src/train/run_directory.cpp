@@ -24,10 +24,10 @@ namespace fs = std::filesystem;
 constexpr const char* kLock = ".espalier.lock";
 constexpr const char* kConfig = "config.toml";
 // What --overwrite may remove: ours and nothing else, whatever else people keep beside it.
-constexpr std::array<const char*, 14> kOwned{kConfig,       "config.input.toml", "command.txt",  "env.json",
+constexpr std::array<const char*, 15> kOwned{kConfig,       "config.input.toml", "command.txt",  "env.json",
                                              "log.txt",     "metrics.jsonl",     "timing.jsonl", "summary.json",
                                              "report.html", "weights.jsonl",     "init.json",    "prune",
-                                             "tb",          "checkpoints"};
+                                             "tb",          "pack.safetensors",  "checkpoints"};
 
 std::vector<std::string> entries_of(const fs::path& path) {
   std::vector<std::string> names;

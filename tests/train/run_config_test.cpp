@@ -119,7 +119,7 @@ TEST(RunConfig, AllMistakesOfAFileAtOnceInTheirOrderWithTheirPlaces) {
       "c.toml:1:1: seed: unknown key outside the tables; \"seed\" belongs to [run]\n"
       "c.toml:2:2: [optimizer]: unknown table. Known: run, data, model, train, optim, schedule, reparam, method, "
       "sparsity, "
-      "checkpoint, log. Did you mean \"optim\"?\n"
+      "continual, checkpoint, log. Did you mean \"optim\"?\n"
       "c.toml:5:1: [sparsity].alpha: unknown key; \"alpha\" belongs to [reparam]\n"
       "c.toml:6:18: [sparsity].distribution = \"erdos\": unknown value. Known: uniform, er, erk, global. Did you mean "
       "\"er\"?\n"
@@ -196,7 +196,7 @@ TEST(RunConfig, JsonIsReadWithTheSameStrictness) {
       "decay_on.\n"
       "c.json:3:4: given twice: [optim].lr\n"
       "c.json:4:2: [nope]: unknown table. Known: run, data, model, train, optim, schedule, reparam, method, sparsity, "
-      "checkpoint, log.\n"
+      "continual, checkpoint, log.\n"
       "c.json:5:18: [run].seed: expected an integer, found null\n"
       "c.json:5:32: [run].name: expected a string, found a table");
   EXPECT_EQ(error_in("{\"optim\": {\"lr\": 0.1,}}", "c.json").find("c.json:1:22: not valid JSON: syntax error"), 0u)
@@ -275,7 +275,7 @@ TEST(RunConfig, MistakesOfAllLayersAreReportedTogether) {
           "--set: \"seed=1\" is not table.key=value; did you mean run.seed=1?\n"
           "--set: \"nonsense\" is not table.key=value\n"
           "--set: [optm]: unknown table. Known: run, data, model, train, optim, schedule, reparam, method, sparsity, "
-          "checkpoint, log. Did you mean \"optim\"?\n"
+          "continual, checkpoint, log. Did you mean \"optim\"?\n"
           "--set: [run].seed = -1 is out of range; expected at least 0\n"
           "--set: [model].widths = [3, \"x\"]: expected a list with an integer in every place, found a list\n"
           "--threads: [run].threads = \"all\": expected an integer, found a string");

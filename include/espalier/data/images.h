@@ -13,6 +13,8 @@ namespace espalier::data {
 struct Images {
   torch::Tensor pixels;  ///< uint8 [N, C, H, W]
   torch::Tensor labels;  ///< int64 [N]
+  /// int64 [H W]: place p of an image shows pixel order[p], in every channel; undefined: as they are. Loaders apply it.
+  torch::Tensor order = {};
   std::int64_t size() const { return pixels.defined() ? pixels.size(0) : 0; }
 };
 

@@ -23,6 +23,8 @@ namespace espalier::train {
 class RunData {
  public:
   explicit RunData(const RunConfig& config);
+  /// The same over a data set that is there already, split and normalised as [data] says.
+  RunData(const RunConfig& config, data::Dataset dataset);
 
   const data::Dataset& dataset() const { return dataset_; }
   nn::InputShape input_shape() const;

@@ -1,5 +1,5 @@
-/// The tables [run] [train] [optim] [schedule] [checkpoint] [log] of a configuration. Plain structs: what each key
-/// means to a run is decided where it is read (src/train/), what it means to a user is written here once.
+/// The tables [run] [train] [optim] [schedule] [checkpoint] [log] [continual] of a configuration. Plain structs: what
+/// each key means to a run is decided where it is read (src/train/), what it means to a user is written here once.
 #pragma once
 
 #include <cstdint>
@@ -109,6 +109,72 @@ struct CheckpointOptions {
   void describe(Describe& d) {
     d("every", every, "distance between checkpoints; 0it: at the end only");
     d("keep", keep, "newest checkpoints kept, beside the best one", at_least(1));
+  }
+};
+
+/// Table [continual]: a sequence of tasks for one network, and how it is kept from forgetting (docs/continual.md).
+struct ContinualOptions {
+  std::string sequence = "none";
+  std::int64_t tasks = 0;
+  std::string method = "efficient-packnet";
+  std::string head = "auto";
+  double rotation = 15;
+  std::int64_t classes_per_task = 2;
+  std::vector<std::string> datasets;
+  double gamma = 0.99;
+  std::string search = "list";
+  std::vector<double> keep_rates = {0.05, 0.1, 0.2, 0.5};
+  std::int64_t search_steps = 6;
+  std::string fallback = "largest";
+  double share = 0;
+  std::string reinit = "auto";
+  Duration retrain = Duration::epochs(1);
+  double retrain_lr = 0;
+  double ewc_lambda = 1000;
+  std::int64_t fisher_samples = 1000;
+  std::string evaluate = "all";
+  void describe(Describe& d) {
+    d("sequence", sequence,
+      "what the tasks are: permuted: the data with its pixels in another order; rotated: turned; split: a few classes "
+      "each; datasets: the sets of `datasets`; none: one task, for espalier train",
+      {"none", "permuted", "rotated", "split", "datasets"});
+    d("tasks", tasks, "how many; 0: all that split or datasets have", at_least(0));
+    d("method", method, "how the tasks share one network; joint: all tasks at once; separate: a network for each",
+      {"efficient-packnet", "packnet", "fine-tuning", "ewc", "separate", "joint"});
+    d("head", head,
+      "the last layer: own: one for each task; shared: part of the network; auto: shared for permuted and rotated, own "
+      "otherwise",
+      {"auto", "shared", "own"});
+    d("rotation", rotation, "rotated: degrees from one task to the next", {-360, 360, false, false});
+    d("classes_per_task", classes_per_task, "split: classes of each task, in the order of the data set", at_least(2));
+    d("datasets", datasets, "datasets: their names; the keys of [data] hold for each");
+    d("gamma", gamma,
+      "efficient-packnet: the pruned network passes with at least this share of the validation accuracy before pruning",
+      between(0, 1));
+    d("search", search,
+      "efficient-packnet: list: keep_rates from the largest down until one fails; binary: between two keep_rates",
+      {"list", "binary"});
+    d("keep_rates", keep_rates,
+      "efficient-packnet: shares of all weights that a task may compute with, ascending; binary: the two bounds",
+      {0, 1, true, false});
+    d("search_steps", search_steps, "binary: networks tried between the bounds", {1, 60, false, false});
+    d("fallback", fallback, "efficient-packnet, when no keep rate passes: the largest of them, or every weight",
+      {"largest", "dense"});
+    d("share", share,
+      "packnet: share of the free weights of each layer that a task keeps; 0: each of `tasks` tasks gets as many",
+      between(0, 1));
+    d("reinit", reinit,
+      "weights that no task has, before the next one: fresh: drawn anew; zero; keep: as they are; auto: zero for "
+      "packnet with alpha = 1, else fresh",
+      {"auto", "fresh", "zero", "keep"});
+    d("retrain", retrain, "packnet, efficient-packnet: training of a task's new weights after pruning; 0it: none");
+    d("retrain_lr", retrain_lr, "learning rate of that; 0: a tenth of optim.lr", at_least(0));
+    d("ewc_lambda", ewc_lambda, "ewc: strength of the penalty lambda / 2 sum F (w - w*)^2", at_least(0));
+    d("fisher_samples", fisher_samples, "ewc: training images that the Fisher information is averaged over",
+      at_least(1));
+    d("evaluate", evaluate,
+      "after each task, measure all tasks, or only those learnt and the next one; the others are null then",
+      {"all", "learnt"});
   }
 };
 

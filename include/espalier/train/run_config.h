@@ -56,6 +56,7 @@ struct RunConfig {
   ReparamOptions reparam;
   MethodOptions method;
   SparsityOptions sparsity;
+  ContinualOptions continual;
   CheckpointOptions checkpoint;
   LogOptions log;
 
@@ -77,6 +78,7 @@ struct ConfigSources {
   };
   std::optional<std::string> preset;               ///< a name of known_presets()
   std::optional<std::string> file;                 ///< TOML or JSON; "-" is the standard input
+  std::optional<std::string> text;                 ///< what `file` would hold, where it is at hand already
   std::map<std::string, std::string> environment;  ///< ESPALIER_<TABLE>_<KEY>; other variables may be in it
   std::vector<std::string> set;                    ///< "table.key=value"
   std::vector<Flag> flags;
