@@ -9,16 +9,16 @@
 namespace espalier::report {
 namespace {
 
-/// Row by row; of a sequence that is not done, what its events have so far.
+/// Row by row, the first before any task; of a sequence without a summary, what its events have so far.
 Json matrix_of(const Run& run) {
   if (run.summary.is_object() && run.summary.contains("accuracy_matrix") && run.summary["accuracy_matrix"].is_array()) {
     return run.summary["accuracy_matrix"];
   }
-  Json rows = Json::array();
+  Json rows = Json::array({Json::array()});
   for (const Json& task : run.tasks) {
     if (task.contains("accuracies") && task["accuracies"].is_array()) rows.push_back(task["accuracies"]);
   }
-  return rows;
+  return rows.size() > 1 ? rows : Json::array();
 }
 
 std::optional<Figure> accuracy_matrix(const Material& material) {
@@ -48,15 +48,13 @@ std::optional<Figure> accuracy_matrix(const Material& material) {
       }
     }
     if (tasks == 0) continue;
-    // A first row more than there are tasks is the network before the first of them.
-    const bool before = cells.size() == tasks + 1;
     Panel panel;
     panel.title = material.groups.size() == 1 ? "" : material.groups[g].label;
     panel.fields = {"after", "task", "y"};
     std::vector<std::string> afters;
     for (std::size_t i = 0; i < cells.size(); ++i) {
-      const std::string after = before && i == 0 ? "before" : fmt::format("{}", before ? i : i + 1);
-      afters.push_back(after);
+      const std::string after = i == 0 ? "before" : fmt::format("{}", i);
+      if (!cells[i].empty()) afters.push_back(after);
       for (std::size_t j = 0; j < cells[i].size(); ++j) {
         const double mean = mean_interval(cells[i][j]).mean;
         if (!std::isfinite(mean)) continue;

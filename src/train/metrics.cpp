@@ -18,7 +18,7 @@ namespace {
 constexpr auto kFlushEvery = std::chrono::seconds(1);
 constexpr std::size_t kBufferBytes = 64 * 1024;
 const std::vector<std::string> kEvents{"step", "epoch",   "eval", "topology", "checkpoint",
-                                       "task", "warning", "end",  "weights"};
+                                       "task", "warning", "end",  "alpha",    "weights"};
 
 [[noreturn]] void fail_to(const char* what, const std::filesystem::path& path) {
   const int reason = errno;

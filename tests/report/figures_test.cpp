@@ -153,6 +153,18 @@ TEST_F(Figures, TasksHaveAMatrixAndACapacity) {
   EXPECT_EQ(capacity.rows[3], Json({1, "2", 0.3}));
 }
 
+TEST_F(Figures, TasksOfASequenceThatWasStoppedOrIsGoingOn) {
+  write("stopped/summary.json", R"({"status":"stopped","accuracy_matrix":[[0.1],[0.9,0.2]]})");
+  const auto stopped = figures_of({"stopped"});
+  EXPECT_EQ(find(stopped, "task-accuracy")->panels[0].rows[2], Json({"1", "2", 0.2}));
+  write("going/metrics.jsonl", R"({"event":"task","step":5,"task":1,"phase":"learnt","accuracies":[0.9,0.2]})"
+                               "\n");
+  const auto going = figures_of({"going"});
+  const auto& rows = find(going, "task-accuracy")->panels[0].rows;
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_EQ(rows[1], Json({"1", "2", 0.2}));
+}
+
 TEST_F(Figures, AlphaOfTheNetworkOrOfEachLayer) {
   write("a/metrics.jsonl", R"({"event":"alpha","step":0,"alpha":1.2,"near_zero":0.3,"signal":0.3})"
                            "\n"

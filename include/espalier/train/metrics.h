@@ -27,8 +27,8 @@ class MetricsWriter {
   MetricsWriter& operator=(const MetricsWriter&) = delete;
   ~MetricsWriter();
 
-  /// event: step, epoch, eval, topology, checkpoint, task, warning or end; weights in weights.jsonl. fields: an object
-  /// without `event` and `step`; numbers as double or integer (a float would show its rounding: 0.1f is
+  /// event: step, epoch, eval, topology, checkpoint, task, alpha, warning or end; weights in weights.jsonl. fields: an
+  /// object without `event` and `step`; numbers as double or integer (a float would show its rounding: 0.1f is
   /// 0.10000000149011612).
   void write(const std::string& event, std::int64_t step, const Json& fields = Json::object());
 
