@@ -144,6 +144,7 @@ class MaskedWeight : public SparseWeight {
     if (phi_.is_same(w_)) phi_ = w_.detach().clone().set_requires_grad(true);  // w no longer holds all of phi
     if (!soft_threshold_) backward_ = BitMask(numel(), true);
     soft_threshold_ = threshold;
+    power_ = at::Tensor();
     push();
     forward_ = nonzero();
   }
@@ -271,10 +272,17 @@ class MaskedWeight : public SparseWeight {
     forward_ = std::move(forward);
     phi_.copy_(*phi);
     const at::Tensor* threshold = find(tensors, kSoftThreshold);
-    ESPALIER_CHECK((threshold != nullptr) == soft_threshold_.has_value(), ErrorKind::data,
-                   "{}{}: {} the saved state; is it that of a run with another method?", name(), kSoftThreshold,
-                   threshold != nullptr ? "in" : "missing from");
-    if (threshold != nullptr) soft_threshold_ = threshold->item<double>();
+    ESPALIER_CHECK(threshold != nullptr || !soft_threshold_, ErrorKind::data,
+                   "{}{}: missing from the saved state; is it that of a run with another method?", name(),
+                   kSoftThreshold);
+    if (soft_threshold_) {
+      soft_threshold_ = threshold->item<double>();
+    } else if (threshold !=
+               nullptr) {  // nobody learns a threshold any more: what the layer computed with is taken over
+      const at::Tensor w = at::softshrink(reparametrisation_.psi(phi_.detach()), threshold->item<double>());
+      phi_.copy_(reparametrisation_.inverse(w));
+      backward_ = forward_;
+    }
     freeze();
     push();
   }

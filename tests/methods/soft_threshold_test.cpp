@@ -102,8 +102,13 @@ TEST(SoftThresholdWeight, IsSavedAndRefusesWhatItCannotDo) {
   s->set_soft_threshold(0.3);
   auto w2 = torch::zeros({2, 2}, torch::kDouble).set_requires_grad(true);
   auto s2 = make_masked_weight("w", w2, {}, 0);
-  EXPECT_THROW(s2->restore(s->archive()), Error);  // not that of a weight with a threshold
+  const NamedTensors plain = s2->archive();
+  s2->restore(s->archive());  // a weight without a threshold takes over what the layer computed with
+  EXPECT_TRUE(torch::equal(w2, w));
+  EXPECT_TRUE(torch::equal(s2->values(), s->weights()));
+  EXPECT_TRUE(torch::equal(s2->trainable(), s->active()));
   s2->set_soft_threshold(0);
+  EXPECT_THROW(s2->restore(plain), Error);
   s2->restore(s->archive());
   EXPECT_TRUE(torch::equal(w2, w));
   EXPECT_TRUE(torch::equal(s2->all_values(), s->all_values()));
