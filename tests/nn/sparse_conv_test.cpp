@@ -83,7 +83,7 @@ TEST(SparseConv2d, FollowsAChangeOfTopology) {
 
 /// dL/dw of a layer that is used as often as there are images in `xs`, at every position, in masked storage: the
 /// reference.
-at::Tensor dense_gradient(const torch::nn::Conv2d& dense, const std::vector<at::Tensor>& xs,
+at::Tensor dense_gradient(torch::nn::Conv2d dense, const std::vector<at::Tensor>& xs,
                           const std::vector<at::Tensor>& dys) {
   auto weight = make_masked_weight("weight", dense->weight, {}, 0);
   weight->keep(dense->weight.detach().view({-1}).nonzero().view({-1}));
