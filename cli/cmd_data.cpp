@@ -1,6 +1,8 @@
 // espalier data: is the data of a configuration there and whole, and what is in it?
 #include <torch/torch.h>
 
+#include <numeric>
+
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/data/dataset.h"
@@ -36,8 +38,18 @@ Json split_json(const data::Images& images, const data::Dataset& dataset) {
   for (std::int64_t c = 0; c < dataset.num_classes(); ++c) {
     counts[dataset.classes[static_cast<std::size_t>(c)]] = bins[c].item<std::int64_t>();
   }
-  return {
-      {"samples", images.size()}, {"bytes", static_cast<std::int64_t>(images.pixels.nbytes())}, {"classes", counts}};
+  // Of images that are read when they are needed, nothing is held.
+  const std::int64_t bytes = images.source ? 0 : static_cast<std::int64_t>(images.pixels.nbytes());
+  return {{"samples", images.size()}, {"bytes", bytes}, {"classes", counts}};
+}
+
+/// Reads every image of a source; throws, naming the file, if one is damaged.
+void read_all(const data::Images& images) {
+  if (!images.source) return;
+  std::vector<std::int64_t> indices(static_cast<std::size_t>(images.size()));
+  std::iota(indices.begin(), indices.end(), std::int64_t{0});
+  const data::Loader loader(images, indices, {{0, 0, 0}, {1, 1, 1}}, {});
+  for (std::int64_t b = 0; b < loader.batches_per_epoch(); ++b) loader.batch(0, b);
 }
 
 int run(const Arguments& a, Context& context, bool check_only) {
@@ -46,6 +58,10 @@ int run(const Arguments& a, Context& context, bool check_only) {
   const train::RunData run_data(
       config);  // reads every byte: throws, naming the file, if anything is missing or damaged
   const data::Dataset& dataset = run_data.dataset();
+  if (check_only) {
+    read_all(dataset.train);
+    read_all(dataset.test);
+  }
   const auto shape = run_data.input_shape();
   Json out = {{"name", dataset.name},
               {"source", dataset.source},

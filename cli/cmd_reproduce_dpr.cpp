@@ -18,12 +18,15 @@ namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
 
-/// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from.
+/// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from; `size`: the one
+/// that has as many weights.
 struct Arm {
   std::string name, description;
   std::vector<std::string> set;
   std::string structure, values;
   std::int64_t seed_offset = 0;
+  std::string size = "";
+  bool needs_dpr() const { return !structure.empty() || !size.empty(); }
 };
 
 /// Mostafa and Wang, "Dynamic parameter reallocation improves trainability of deep convolutional networks", NIPS 2018
@@ -45,6 +48,13 @@ std::vector<Arm> dpr_arms() {
       {"stop-25%", "reallocation stopped at 25 %", {"method.stop_after=25%"}, "", "", 0},
       {"stop-50%", "reallocation stopped at 50 %", {"method.stop_after=50%"}, "", "", 0},
       {"pruned", "trained dense, pruned gradually and retrained", {"method.name=gradual-magnitude"}, "", "", 0},
+      {"thin",
+       "dense, with as many weights: fewer units",
+       {"method.name=dense", "sparsity.sparsity=0", "sparsity.dense_layers=[]"},
+       "",
+       "",
+       0,
+       "dpr"},
       {"dense", "every weight", {"method.name=dense", "sparsity.sparsity=0"}, "", "", 0},
   };
 }
@@ -77,6 +87,14 @@ RunConfig config_of(const Arguments& arguments, const Context& context, const Ar
     const std::string name = arm.values.substr(0, arm.values.find('@'));
     all.flags.push_back({"reproduce", "run.values_from", run_of(name) + arm.values.substr(name.size())});
   }
+  if (!arm.size.empty()) {
+    // Those of layers that stay dense as well.
+    std::int64_t weights = 0;
+    for (const Json& layer : train::read_json(fs::path(run_of(arm.size)) / "summary.json").at("storage")) {
+      weights += layer.at("nnz").get<std::int64_t>();
+    }
+    all.flags.push_back({"reproduce", "model.max_weights", std::to_string(weights)});
+  }
   all.flags.push_back({"reproduce", "run.seed", std::to_string(seed + arm.seed_offset)});
   return train::load_config(all);
 }
@@ -98,9 +116,9 @@ int run(const Arguments& arguments, Context& context) {
                    "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
   }
   ESPALIER_CHECK(std::any_of(arms.begin(), arms.end(), [](const Arm& a) { return a.name == "dpr"; }) ||
-                     std::none_of(arms.begin(), arms.end(), [](const Arm& a) { return !a.structure.empty(); }),
+                     std::none_of(arms.begin(), arms.end(), [](const Arm& a) { return a.needs_dpr(); }),
                  ErrorKind::usage,
-                 "--arm: \"structure\" and \"structure-and-values\" start from the runs of \"dpr\": add "
+                 "--arm: \"structure\", \"structure-and-values\" and \"thin\" start from the runs of \"dpr\": add "
                  "--arm dpr");
   const fs::path dir = arguments.dir.empty() ? fs::path("runs") / "reproduce-dpr" : fs::path(arguments.dir);
   stop_on_signals();

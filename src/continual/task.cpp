@@ -33,8 +33,13 @@ data::DataOptions data_from(const Json& json) {
 }
 
 nn::InputShape shape_of(const data::Dataset& set) {
-  const auto& pixels = set.train.pixels;
-  return {pixels.size(1), pixels.size(2), pixels.size(3)};
+  ESPALIER_CHECK(
+      !set.train.source && !set.test.source, ErrorKind::usage,
+      "continual: \"{}\" has images of many sizes, which are read when they are looked at; a sequence of tasks "
+      "takes data sets in memory, of images of one size",
+      set.name);
+  const auto shape = set.train.shape();
+  return {shape[0], shape[1], shape[2]};
 }
 
 }  // namespace

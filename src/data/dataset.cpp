@@ -1,5 +1,7 @@
 #include "espalier/data/dataset.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,6 +11,7 @@
 #include <optional>
 #include <system_error>
 
+#include "data/first_error.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/core/random.h"
@@ -318,7 +321,7 @@ Dataset load_image_folder(const DataOptions& options) {
     } else if (image_folder_classes(root).empty()) {
       search.note(root, "no train/ with class folders in it");
     } else {
-      Dataset set = read_image_folder(root);
+      Dataset set = options.image_size > 0 ? open_image_folder(root, options.image_size) : read_image_folder(root);
       set.name = options.name;
       return set;
     }
@@ -378,12 +381,19 @@ void DataOptions::describe(Describe& d) {
   d("root", root,
     "folder with the files; empty: $ESPALIER_DATA, then $XDG_DATA_HOME/espalier/datasets (~/.local/share/…)");
   d("validation", validation, "held out from the training images: a share if under 1, else a count", at_least(0));
-  d("augment", augment, "crop: pad by 4 and cut at random; flip: left-right at random",
-    {"none", "crop", "flip", "crop-flip"});
-  d("normalise", normalise, "standard: mean 0, variance 1 per channel of the training images; unit: 0 to 1",
-    {"standard", "unit"});
+  d("augment", augment,
+    "crop: pad by 4 and cut at random; flip: left-right at random; imagenet: a random part, resized, and flip",
+    {"none", "crop", "flip", "crop-flip", "imagenet"});
+  d("normalise", normalise,
+    "standard: mean 0, variance 1 per channel of the training images; unit: 0 to 1; imagenet: ImageNet's mean and "
+    "deviation",
+    {"standard", "unit", "imagenet"});
   d("train_limit", train_limit, "train on this many images only, chosen at random; 0: on all", at_least(0));
   d("classes", classes, "keep the images of the first so many classes alone; 0: of all", at_least(0));
+  d("image_size", image_size,
+    "image-folder: images of any size are read when they are needed and brought to this height and width; 0: all have "
+    "one size and are held in memory",
+    between(0, static_cast<double>(kMaxImageSide)));
   d("train_size", train_size, "glyphs: training images to draw", between(10, 1e7));
   d("test_size", test_size, "glyphs: test images to draw", between(10, 1e7));
 }
@@ -391,8 +401,7 @@ void DataOptions::describe(Describe& d) {
 namespace {
 
 Images of_classes(const Images& images, std::int64_t classes) {
-  const torch::Tensor kept = images.labels.lt(classes).nonzero().flatten();
-  return {images.pixels.index_select(0, kept), images.labels.index_select(0, kept)};
+  return images.at(images.labels.lt(classes).nonzero().flatten());
 }
 
 /// The images of the first `classes` classes; all for 0.
@@ -412,6 +421,9 @@ Dataset with_classes(Dataset set, std::int64_t classes) {
 Dataset load_dataset(const DataOptions& options, std::uint64_t seed) {
   DataOptions checked = options;
   for (const Option& option : describe(checked)) option.validate("[data]." + option.name + " = ");
+  ESPALIER_CHECK(checked.image_size == 0 || checked.name == "image-folder", ErrorKind::usage,
+                 "[data].image_size = {}: the images of \"{}\" are taken as they are; only \"image-folder\" resizes",
+                 checked.image_size, checked.name);
   for (const Entry& entry : registry()) {
     if (entry.info.name == checked.name) return with_classes(entry.load(checked, seed), checked.classes);
   }
@@ -454,14 +466,59 @@ Split split_train(std::int64_t n, double validation, std::uint64_t seed, std::in
   return split;
 }
 
+namespace {
+
+/// Mean and deviation of every channel over a thousand images, evenly spaced, as they are evaluated.
+Normalisation of_some(const Images& images, const std::vector<std::int64_t>& indices) {
+  constexpr std::int64_t kSome = 1000;
+  const auto n = static_cast<std::int64_t>(indices.size()), count = std::min(n, kSome);
+  torch::Tensor sums = torch::zeros({count, 2, 3}, torch::kDouble);
+  FirstError first_error;
+  at::parallel_for(0, count, 1, [&](std::int64_t from, std::int64_t to) {
+    for (std::int64_t k = from; k < to && !first_error.before(k); ++k) {
+      try {
+        const torch::NoGradGuard no_grad;
+        const torch::Tensor image =
+            read_middle(images, indices[static_cast<std::size_t>(k * n / count)]).to(torch::kDouble) / 255;
+        sums[k][0].copy_(image.mean({1, 2}));
+        sums[k][1].copy_(image.square().mean({1, 2}));
+      } catch (...) {
+        first_error.add(k, std::current_exception());
+      }
+    }
+  });
+  first_error.rethrow();
+  Normalisation result;
+  for (std::int64_t c = 0; c < 3; ++c) {
+    double mean = 0, square = 0;
+    for (std::int64_t k = 0; k < count; ++k) {
+      mean += sums[k][0][c].item<double>() / static_cast<double>(count);
+      square += sums[k][1][c].item<double>() / static_cast<double>(count);
+    }
+    const double variance = square - mean * mean;
+    result.mean.push_back(static_cast<float>(mean));
+    result.std.push_back(variance > 1e-8 ? static_cast<float>(std::sqrt(variance)) : 1.0f);
+  }
+  return result;
+}
+
+}  // namespace
+
 Normalisation normalisation(const Images& images, const std::vector<std::int64_t>& indices,
                             const DataOptions& options) {
-  const std::int64_t channels = images.pixels.size(1), plane = images.pixels.size(2) * images.pixels.size(3);
+  const auto shape = images.shape();
+  const std::int64_t channels = shape[0], plane = shape[1] * shape[2];
   const auto c_size = static_cast<std::size_t>(channels);
+  if (options.normalise == "imagenet") {
+    ESPALIER_CHECK(channels == 3, ErrorKind::usage,
+                   "normalise = \"imagenet\": these images have {} channel, expected 3 (red, green, blue)", channels);
+    return {{0.485f, 0.456f, 0.406f}, {0.229f, 0.224f, 0.225f}};
+  }
   if (options.normalise == "unit") return {std::vector<float>(c_size, 0.0f), std::vector<float>(c_size, 1.0f)};
   ESPALIER_CHECK(options.normalise == "standard", ErrorKind::usage,
-                 "normalise = \"{}\": unknown value. Known: standard, unit.", options.normalise);
+                 "normalise = \"{}\": unknown value. Known: standard, unit, imagenet.", options.normalise);
   ESPALIER_CHECK(!indices.empty(), ErrorKind::usage, "normalise: no training images");
+  if (images.source) return of_some(images, indices);
   const torch::Tensor pixels = images.pixels.contiguous();
   const std::uint8_t* in = pixels.data_ptr<std::uint8_t>();
   Normalisation result;

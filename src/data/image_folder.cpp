@@ -6,11 +6,12 @@
 #include <cctype>
 #include <cstring>
 #include <exception>
-#include <mutex>
+#include <memory>
 #include <optional>
 #include <system_error>
 
 #include "data/byte_reader.h"
+#include "data/first_error.h"
 #include "data/image_file.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
@@ -90,29 +91,6 @@ void to_planes(const DecodedImage& image, std::uint8_t* out) {
   }
 }
 
-/// The first bad file in order, whichever thread meets it.
-class FirstError {
- public:
-  bool before(std::int64_t i) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return error_ && index_ < i;
-  }
-  void add(std::int64_t i, std::exception_ptr error) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (error_ && index_ < i) return;
-    index_ = i;
-    error_ = std::move(error);
-  }
-  void rethrow() const {
-    if (error_) std::rethrow_exception(error_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::int64_t index_ = 0;
-  std::exception_ptr error_;
-};
-
 Images read_split(const FileList& list, std::optional<ImageShape>& shape) {
   const auto n = static_cast<std::int64_t>(list.paths.size());
   const auto decode = [&](std::int64_t i) {
@@ -142,6 +120,39 @@ Images read_split(const FileList& list, std::optional<ImageShape>& shape) {
   return images;
 }
 
+class Files : public ImageSource {
+ public:
+  explicit Files(std::vector<fs::path> paths) : paths_(std::move(paths)) {}
+  std::int64_t size() const override { return static_cast<std::int64_t>(paths_.size()); }
+  torch::Tensor read(std::int64_t index, std::int64_t side, const Choose& choose) const override {
+    const fs::path& path = paths_.at(static_cast<std::size_t>(index));
+    return resized_region(decode_region(read_file(path, kMaxFileBytes), path.string(), side, choose), side);
+  }
+
+ private:
+  std::vector<fs::path> paths_;
+};
+
+/// The folders of a data set, without their contents.
+struct Splits {
+  fs::path train, test;
+  std::vector<std::string> classes;
+};
+
+Splits find_splits(const fs::path& root) {
+  Splits splits;
+  splits.train = root / "train";
+  splits.classes = image_folder_classes(root);
+  for (const char* name : {"test", "val", "valid"}) {
+    if (splits.test.empty() && is_folder(root / name)) splits.test = root / name;
+  }
+  ESPALIER_CHECK(
+      !splits.classes.empty() && !splits.test.empty(), ErrorKind::data,
+      "{}: no {}, expected an image folder: train/<class>/*.png|jpg|jpeg and test/<class>/… (or val/<class>/…)",
+      root.string(), splits.classes.empty() ? "train/ with class folders in it" : "test/, val/ or valid/");
+  return splits;
+}
+
 }  // namespace
 
 std::vector<std::string> image_folder_classes(const fs::path& root) {
@@ -155,20 +166,31 @@ std::vector<std::string> image_folder_classes(const fs::path& root) {
 }
 
 Dataset read_image_folder(const fs::path& root) {
+  const Splits splits = find_splits(root);
   Dataset set;
   set.source = root.string();
-  set.classes = image_folder_classes(root);
-  fs::path test;
-  for (const char* name : {"test", "val", "valid"}) {
-    if (test.empty() && is_folder(root / name)) test = root / name;
-  }
-  ESPALIER_CHECK(
-      !set.classes.empty() && !test.empty(), ErrorKind::data,
-      "{}: no {}, expected an image folder: train/<class>/*.png|jpg|jpeg and test/<class>/… (or val/<class>/…)",
-      root.string(), set.classes.empty() ? "train/ with class folders in it" : "test/, val/ or valid/");
+  set.classes = splits.classes;
   std::optional<ImageShape> shape;
-  set.train = read_split(list_split(root / "train", set.classes), shape);
-  set.test = read_split(list_split(test, set.classes), shape);
+  set.train = read_split(list_split(splits.train, set.classes), shape);
+  set.test = read_split(list_split(splits.test, set.classes), shape);
+  return set;
+}
+
+Dataset open_image_folder(const fs::path& root, std::int64_t side) {
+  const Splits splits = find_splits(root);
+  Dataset set;
+  set.source = root.string();
+  set.classes = splits.classes;
+  const auto open = [&](const fs::path& split) {
+    FileList list = list_split(split, set.classes);
+    Images images;
+    images.labels = torch::tensor(list.labels, torch::kInt64);
+    images.source = std::make_shared<Files>(std::move(list.paths));
+    images.side = side;
+    return images;
+  };
+  set.train = open(splits.train);
+  set.test = open(splits.test);
   return set;
 }
 

@@ -69,7 +69,9 @@ torch::Tensor turn_all(const torch::Tensor& images, const std::vector<Source>& s
 
 Images of_labels(const Images& images, std::int64_t first, std::int64_t count) {
   const torch::Tensor kept = images.labels.ge(first).logical_and(images.labels.lt(first + count)).nonzero().flatten();
-  return {images.pixels.index_select(0, kept), images.labels.index_select(0, kept) - first, images.order};
+  Images some = images.at(kept);
+  some.labels -= first;
+  return some;
 }
 
 torch::Tensor fit(const torch::Tensor& pixels, std::int64_t channels, std::int64_t height, std::int64_t width) {

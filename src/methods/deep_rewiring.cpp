@@ -11,7 +11,6 @@ namespace espalier {
 namespace {
 
 const std::string kPrefix = "method.sign.";
-constexpr double kBirth = 1e-12;  // as good as zero, with a sign
 
 at::Tensor signs_of(const SparseWeight& weight) { return weight.weights().sign().to(torch::kChar); }
 
@@ -21,6 +20,19 @@ RandomStream stream(const MethodContext& context, Purpose purpose, const SparseW
 }
 
 }  // namespace
+
+void add_pull_and_noise(SparseWeight& weight, double l1, double temperature, const MethodContext& context) {
+  const double noise = context.learning_rate > 0 ? std::sqrt(2 * temperature / context.learning_rate) : 0;
+  at::Tensor added = weight.weights().sign().to(torch::kDouble).mul_(l1);
+  if (noise > 0) {
+    const RandomStream random = stream(context, Purpose::noise, weight);
+    auto* value = added.data_ptr<double>();
+    for (std::int64_t i = 0; i < added.numel(); ++i) {
+      value[i] += noise * random.normal_at(static_cast<std::uint64_t>(i));
+    }
+  }
+  weight.add_gradient(weight.active(), added);
+}
 
 void DeepRewiring::describe(Describe& d) {
   d("l1", l1_, "lambda_1: the pull of every connection towards zero, added to the loss as lambda_1 |w|", at_least(0));
@@ -36,19 +48,7 @@ void DeepRewiring::prepare(const MethodContext& context) {
 
 void DeepRewiring::before_update(const MethodContext& context) {
   if (context.clock.step >= end_step(context.clock)) return;
-  // The optimiser multiplies by -lr.
-  const double noise = context.learning_rate > 0 ? std::sqrt(2 * temperature_ / context.learning_rate) : 0;
-  for (SparseWeight* w : context.weights) {
-    at::Tensor added = w->weights().sign().to(torch::kDouble).mul_(l1_);
-    if (noise > 0) {
-      const RandomStream random = stream(context, Purpose::noise, *w);
-      auto* value = added.data_ptr<double>();
-      for (std::int64_t i = 0; i < added.numel(); ++i) {
-        value[i] += noise * random.normal_at(static_cast<std::uint64_t>(i));
-      }
-    }
-    w->add_gradient(w->active(), added);
-  }
+  for (SparseWeight* w : context.weights) add_pull_and_noise(*w, l1_, temperature_, context);
 }
 
 void DeepRewiring::change(const MethodContext& context) {
@@ -72,7 +72,8 @@ at::Tensor DeepRewiring::births(const SparseWeight& weight, std::int64_t count, 
   values = torch::empty({count}, torch::kDouble);
   const RandomStream random = stream(context, Purpose::birth, weight);
   for (std::int64_t i = 0; i < count; ++i) {
-    values.data_ptr<double>()[i] = random.uniform_at(static_cast<std::uint64_t>(i)) < 0.5 ? kBirth : -kBirth;
+    values.data_ptr<double>()[i] =
+        random.uniform_at(static_cast<std::uint64_t>(i)) < 0.5 ? kDeepRewiringBirth : -kDeepRewiringBirth;
   }
   return values;
 }

@@ -11,6 +11,8 @@
 #include "espalier/methods/prune_at_init.h"
 #include "espalier/methods/rigl.h"
 #include "espalier/methods/snip.h"
+#include "espalier/methods/soft_deep_rewiring.h"
+#include "espalier/methods/soft_threshold.h"
 #include "espalier/methods/sparse_evolutionary.h"
 #include "espalier/methods/sparse_momentum.h"
 #include "espalier/methods/static_random.h"
@@ -55,7 +57,12 @@ const std::vector<MethodInfo>& known_methods() {
        &make<SparseMomentum>},
       {"deep-r", "connections that would change their sign leave, and others are tried at random (deep rewiring)",
        &make<DeepRewiring>},
+      {"soft-deep-r",
+       "deep rewiring whose number of connections is free: those that leave walk at random and come back",
+       &make<SoftDeepRewiring>},
       {"top-kast", "the largest weights compute, some more learn, chosen anew every so often", &make<TopKast>},
+      {"str", "weights under a threshold that each layer learns are zero (soft threshold reparametrisation)",
+       &make<SoftThreshold>},
   };
   return methods;
 }

@@ -134,6 +134,10 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
     alpha_trace_ = adaptive_->start(weights_);
   }
   for (const auto& w : weights_) everything_.push_back(w->parameter());  // a method may have parted it from the model's
+  for (const auto& learnt : method_->parameters()) {
+    others_.push_back(learnt);
+    everything_.push_back(learnt.second);
+  }
 }
 
 Clock Sparsifier::next_step() const {
@@ -253,7 +257,7 @@ void Sparsifier::follow_changes(torch::optim::Optimizer* optimizer, const std::f
       record[l].dropped += change.dropped.defined() ? change.dropped.numel() : 0;
       record[l].grown += change.grown.defined() ? change.grown.numel() : 0;
       record[l].threshold = change.threshold;
-      if (optimizer == nullptr) return;
+      if (optimizer == nullptr || change.for_the_record) return;
       for_each_state(*optimizer, weights[l]->parameter(),
                      [&](const std::string&, at::Tensor& state) { weights[l]->reindex_state(state, change); });
     });

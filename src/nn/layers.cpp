@@ -80,7 +80,7 @@ WeightLayer weight_layer(const torch::nn::LinearOptions& options, bool compresse
 Activation ahead_of(const WeightLayer& next, const Activation& x) {
   const auto conv = std::dynamic_pointer_cast<SparseConv2dImpl>(next.module);
   if (conv == nullptr || x.is_images() || SparseConv2dImpl::takes_alone(x)) return x;
-  return x.images(ops::conv_halo(conv->shape()));
+  return x.images(std::max<std::int64_t>(1, ops::conv_halo(conv->shape())));  // 1x1: others follow
 }
 
 Activation batch_norm(torch::nn::BatchNorm1dImpl& module, const Activation& x, bool relu) {

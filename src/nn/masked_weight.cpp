@@ -21,6 +21,8 @@ void with_type(const at::Tensor& tensor, const F& f) {
     f(double{});
 }
 
+constexpr const char* kSoftThreshold = ".soft_threshold";
+
 class MaskedWeight : public SparseWeight {
  public:
   MaskedWeight(std::string name, at::Tensor w, const Reparametrisation& psi, std::int64_t layer)
@@ -133,6 +135,36 @@ class MaskedWeight : public SparseWeight {
 
   at::Tensor all_values() const override { return phi_.detach(); }
 
+  void set_soft_threshold(double threshold) override {
+    const torch::NoGradGuard no_grad;
+    ESPALIER_CHECK(reparametrisation_.update() == Update::gradient || reparametrisation_.is_identity(),
+                   ErrorKind::usage,
+                   "{}: with [reparam].update = \"target\" the optimiser steps in w, which is zero under a threshold; "
+                   "use \"gradient\"",
+                   name());
+    if (phi_.is_same(w_)) phi_ = w_.detach().clone().set_requires_grad(true);  // w no longer holds all of phi
+    if (!soft_threshold_) backward_ = BitMask(numel(), true);
+    soft_threshold_ = threshold;
+    power_ = at::Tensor();
+    push();
+    forward_ = nonzero();
+  }
+
+  double soft_threshold_gradient() const override {
+    const at::Tensor& gradient = w_.grad();
+    if (!gradient.defined()) return 0;
+    const at::Tensor g = gradient.contiguous();
+    double sum = 0;
+    with_type(w_, [&](auto zero) {
+      using T = decltype(zero);
+      const T *w = w_.data_ptr<T>(), *dw = g.data_ptr<T>();
+      for (std::int64_t i = 0; i < numel(); ++i) {
+        if (w[i] != T(0)) sum -= static_cast<double>(w[i] > T(0) ? dw[i] : -dw[i]);
+      }
+    });
+    return sum;
+  }
+
   at::Tensor parameter() override { return in_phi() ? phi_ : w_; }
 
   void pull(double decay) override {
@@ -140,6 +172,7 @@ class MaskedWeight : public SparseWeight {
     if (!gradient.defined()) return;
     if (!gradient.is_contiguous()) gradient = gradient.contiguous();
     if (wants_gradient_) gradient_ = gradient.detach().clone();
+    if (soft_threshold_) gradient.mul_(w_.detach().ne(0));
     if (in_phi()) {
       ops::power_pull(phi_, power_, backward_, reparametrisation_.alpha(), decay, gradient);
     } else if (decay != 0) {
@@ -165,7 +198,7 @@ class MaskedWeight : public SparseWeight {
 
   /// Only where psi costs passes of its own: the plain network stays torch's to the bit.
   std::optional<OnePass> one_pass() override {
-    if (!in_phi() || !forward_.all() || !backward_.all() || !w_.grad().defined() || wants_gradient_)
+    if (soft_threshold_ || !in_phi() || !forward_.all() || !backward_.all() || !w_.grad().defined() || wants_gradient_)
       return std::nullopt;
     return OnePass{phi_, w_, w_.grad().contiguous(), power_};
   }
@@ -231,6 +264,7 @@ class MaskedWeight : public SparseWeight {
     NamedTensors tensors = {{name() + ".phi", phi_.detach()}};
     if (!forward_.all()) tensors.emplace_back(name() + ".mask", mask_tensor(forward_));
     if (!(backward_ == forward_)) tensors.emplace_back(name() + ".trainable", mask_tensor(backward_));
+    if (soft_threshold_) tensors.emplace_back(name() + kSoftThreshold, torch::tensor(*soft_threshold_, torch::kDouble));
     return tensors;
   }
 
@@ -246,6 +280,18 @@ class MaskedWeight : public SparseWeight {
     backward_ = trainable != nullptr ? mask_of(*trainable) : forward;
     forward_ = std::move(forward);
     phi_.copy_(*phi);
+    const at::Tensor* threshold = find(tensors, kSoftThreshold);
+    ESPALIER_CHECK(threshold != nullptr || !soft_threshold_, ErrorKind::data,
+                   "{}{}: missing from the saved state; is it that of a run with another method?", name(),
+                   kSoftThreshold);
+    if (soft_threshold_) {
+      soft_threshold_ = threshold->item<double>();
+    } else if (threshold !=
+               nullptr) {  // nobody learns a threshold any more: what the layer computed with is taken over
+      const at::Tensor w = at::softshrink(reparametrisation_.psi(phi_.detach()), threshold->item<double>());
+      phi_.copy_(reparametrisation_.inverse(w));
+      backward_ = forward_;
+    }
     freeze();
     push();
   }
@@ -265,6 +311,10 @@ class MaskedWeight : public SparseWeight {
   void push() {
     if (phi_.is_same(w_)) return;
     const torch::NoGradGuard no_grad;
+    if (soft_threshold_) {
+      at::softshrink_out(w_, reparametrisation_.psi(phi_.detach()), *soft_threshold_);
+      return;
+    }
     if (reparametrisation_.update() == Update::gradient && ops::power_is_costly(reparametrisation_.alpha()) &&
         !power_.defined()) {
       power_ = torch::empty_like(w_, torch::TensorOptions().requires_grad(false));
@@ -302,6 +352,17 @@ class MaskedWeight : public SparseWeight {
     });
   }
 
+  BitMask nonzero() const {
+    BitMask mask(numel());
+    with_type(w_, [&](auto zero) {
+      using T = decltype(zero);
+      const T* w = w_.data_ptr<T>();
+      for (std::int64_t i = 0; i < numel(); ++i)
+        if (w[i] != T(0)) mask.set(i, true);
+    });
+    return mask;
+  }
+
   at::Tensor mask_tensor(const BitMask& mask) const {
     at::Tensor bytes = torch::zeros(shape(), torch::kUInt8);
     auto* out = bytes.data_ptr<std::uint8_t>();
@@ -327,12 +388,13 @@ class MaskedWeight : public SparseWeight {
     return nullptr;
   }
 
-  at::Tensor w_;       // the model's parameter
-  at::Tensor phi_;     // the same tensor where psi is the identity, unless set_masks has parted them
+  at::Tensor w_;    // the model's parameter
+  at::Tensor phi_;  // the same tensor where psi is the identity, unless set_masks or set_soft_threshold has parted them
   at::Tensor power_;   // |phi|^(alpha-1) left by the last push, where a power is costly
   at::Tensor frozen_;  // phi where M_b is 0; undefined = zeros
   BitMask forward_;    // M_f
   BitMask backward_;   // M_b
+  std::optional<double> soft_threshold_;
   bool wants_gradient_ = false;
   at::Tensor gradient_;  // of w before it was masked, where it is wanted
 };

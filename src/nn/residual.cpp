@@ -31,9 +31,11 @@ Activation batch_norm_relu(torch::nn::BatchNorm2d& bn, const char* name, const A
 class ResidualBlock : public torch::nn::Module {
  public:
   virtual Activation forward(const Activation& x, const Trace& trace) = 0;
-  /// The convolution around the block's other two; "" where it is the identity.
+  /// The convolution around the block's others; "" where it is the identity.
   virtual std::string projection() const = 0;
   virtual const WeightLayer& first() const = 0;
+  /// How many convolutions ("conv1", …) it goes around.
+  virtual int depth() const { return 2; }
 };
 
 class BasicBlock : public ResidualBlock {
@@ -72,6 +74,54 @@ class BasicBlock : public ResidualBlock {
  private:
   WeightLayer conv1_, conv2_, shortcut_conv_;
   torch::nn::BatchNorm2d bn1_{nullptr}, bn2_{nullptr}, shortcut_bn_{nullptr};
+};
+
+/// Named as in torchvision.
+class Bottleneck : public ResidualBlock {
+ public:
+  static constexpr std::int64_t kExpansion = 4;
+
+  /// `width` channels inside, kExpansion times as many outside.
+  Bottleneck(std::int64_t in, std::int64_t width, std::int64_t stride, const Compress& compressed) {
+    const std::int64_t out = kExpansion * width;
+    conv1_ = conv(in, width, 1, 1, compressed("conv1"));
+    register_module("conv1", conv1_.module);
+    bn1_ = register_module("bn1", torch::nn::BatchNorm2d(width));
+    conv2_ = conv(width, width, 3, stride, compressed("conv2"));
+    register_module("conv2", conv2_.module);
+    bn2_ = register_module("bn2", torch::nn::BatchNorm2d(width));
+    conv3_ = conv(width, out, 1, 1, compressed("conv3"));
+    register_module("conv3", conv3_.module);
+    bn3_ = register_module("bn3", torch::nn::BatchNorm2d(out));
+    if (in == out && stride == 1) return;
+    downsample_conv_ = conv(in, out, 1, stride, compressed("downsample.0"));
+    downsample_bn_ = torch::nn::BatchNorm2d(out);
+    const auto downsample = register_module("downsample", torch::nn::ModuleList());
+    downsample->push_back(downsample_conv_.module);
+    downsample->push_back(downsample_bn_.ptr());
+  }
+
+  Activation forward(const Activation& x, const Trace& trace) override {
+    auto [y, shortcut] = conv1_.fork(x);
+    y = trace("conv1", y);
+    y = batch_norm_relu(bn1_, "bn1", y, trace);
+    y = trace("conv2", conv2_(y));
+    y = batch_norm_relu(bn2_, "bn2", y, trace);
+    y = trace("conv3", conv3_(y));
+    if (trace.observed()) y = trace("bn3", batch_norm(*bn3_, y));
+    if (downsample_conv_) {
+      shortcut = trace("downsample.0", downsample_conv_(shortcut));
+      shortcut = trace("downsample.1", batch_norm(*downsample_bn_, shortcut));
+    }
+    return trace.observed() ? add_relu_over(y, shortcut) : batch_norm_add_relu(*bn3_, y, shortcut);
+  }
+  std::string projection() const override { return downsample_conv_ ? "downsample.0" : ""; }
+  const WeightLayer& first() const override { return conv1_; }
+  int depth() const override { return 3; }
+
+ private:
+  WeightLayer conv1_, conv2_, conv3_, downsample_conv_;
+  torch::nn::BatchNorm2d bn1_{nullptr}, bn2_{nullptr}, bn3_{nullptr}, downsample_bn_{nullptr};
 };
 
 class PreActivationBlock : public ResidualBlock {
@@ -135,9 +185,8 @@ class Blocks {
     for (const auto& [name, block] : blocks_) {
       const std::size_t first = wiring.line.size();
       const std::string projection = block->projection();
-      wiring.line.push_back(name + ".conv1");
-      wiring.line.push_back(name + ".conv2");
-      wiring.bypasses.push_back({first, first + 1, projection.empty() ? "" : name + "." + projection});
+      for (int i = 1; i <= block->depth(); ++i) wiring.line.push_back(fmt::format("{}.conv{}", name, i));
+      wiring.bypasses.push_back({first, wiring.line.size() - 1, projection.empty() ? "" : name + "." + projection});
     }
     wiring.line.push_back(classifier);
     return wiring;
@@ -149,13 +198,14 @@ class Blocks {
 
 class ResNet20 : public Network {
  public:
-  ResNet20(const InputShape& input, std::int64_t classes, const Compress& compressed) : Network(input, classes) {
-    conv1_ = conv(input.channels, 16, 3, 1, compressed("conv1"));
+  ResNet20(const InputShape& input, std::int64_t classes, const Widths& widths, const Compress& compressed)
+      : Network(input, classes) {
+    std::int64_t in = widths(16);
+    conv1_ = conv(input.channels, in, 3, 1, compressed("conv1"));
     register_module("conv1", conv1_.module);
-    bn1_ = register_module("bn1", torch::nn::BatchNorm2d(16));
-    std::int64_t in = 16;
+    bn1_ = register_module("bn1", torch::nn::BatchNorm2d(in));
     for (const int stage : {1, 2, 3}) {
-      const std::int64_t out = 8 << stage;
+      const std::int64_t out = widths(8 << stage);
       const auto layer = register_module(fmt::format("layer{}", stage), torch::nn::ModuleList());
       for (const int i : {0, 1, 2}) {
         const auto name = fmt::format("layer{}.{}", stage, i);
@@ -184,17 +234,59 @@ class ResNet20 : public Network {
   Blocks blocks_;
 };
 
+class ResNet50 : public Network {
+ public:
+  ResNet50(const InputShape& input, std::int64_t classes, const Widths& widths, const Compress& compressed)
+      : Network(input, classes) {
+    std::int64_t in = widths(64);
+    conv1_ = weight_layer(torch::nn::Conv2dOptions(input.channels, in, 7).stride(2).padding(3).bias(false),
+                          compressed("conv1"));
+    register_module("conv1", conv1_.module);
+    bn1_ = register_module("bn1", torch::nn::BatchNorm2d(in));
+    int stage = 0;
+    for (const int blocks : {3, 4, 6, 3}) {
+      ++stage;
+      const std::int64_t width = widths(32 << stage);
+      const auto layer = register_module(fmt::format("layer{}", stage), torch::nn::ModuleList());
+      for (int i = 0; i < blocks; ++i) {
+        const auto name = fmt::format("layer{}.{}", stage, i);
+        const auto block =
+            std::make_shared<Bottleneck>(in, width, i == 0 && stage > 1 ? 2 : 1, inside(name, compressed));
+        layer->push_back(block);
+        blocks_.add(name, block);
+        in = Bottleneck::kExpansion * width;
+      }
+    }
+    fc_ = weight_layer(torch::nn::LinearOptions(in, classes), compressed("fc"));
+    register_module("fc", fc_.module);
+  }
+  Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "fc"); }
+
+ protected:
+  Tensor compute(const Tensor& images, const Trace& trace) override {
+    Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
+    x = max_pool(batch_norm_relu(bn1_, "bn1", x, trace), {{3, 3}, {2, 2}, {1, 1}});
+    x = global_average(blocks_.forward(x, trace));
+    return trace("fc", fc_(x)).plain();
+  }
+
+ private:
+  WeightLayer conv1_, fc_;
+  torch::nn::BatchNorm2d bn1_{nullptr};
+  Blocks blocks_;
+};
+
 class WideResNet : public Network {
  public:
   WideResNet(std::int64_t depth, std::int64_t widen, const InputShape& input, std::int64_t classes, double dropout,
-             const Compress& compressed)
+             const Widths& widths, const Compress& compressed)
       : Network(input, classes) {
     const std::int64_t blocks_per_stage = (depth - 4) / 6;
     conv1_ = conv(input.channels, 16, 3, 1, compressed("conv1"));
     register_module("conv1", conv1_.module);
     std::int64_t in = 16;
     for (const int stage : {1, 2, 3}) {
-      const std::int64_t out = (8 << stage) * widen;
+      const std::int64_t out = widths((8 << stage) * widen);
       torch::nn::ModuleList layer;
       for (std::int64_t i = 0; i < blocks_per_stage; ++i) {
         const auto name = fmt::format("block{}.layer.{}", stage, i);
@@ -230,13 +322,19 @@ class WideResNet : public Network {
 
 }  // namespace
 
-std::shared_ptr<Network> make_resnet20(const InputShape& input, std::int64_t classes, const Compress& compressed) {
-  return std::make_shared<ResNet20>(input, classes, compressed);
+std::shared_ptr<Network> make_resnet20(const InputShape& input, std::int64_t classes, const Widths& widths,
+                                       const Compress& compressed) {
+  return std::make_shared<ResNet20>(input, classes, widths, compressed);
+}
+
+std::shared_ptr<Network> make_resnet50(const InputShape& input, std::int64_t classes, const Widths& widths,
+                                       const Compress& compressed) {
+  return std::make_shared<ResNet50>(input, classes, widths, compressed);
 }
 
 std::shared_ptr<Network> make_wrn_28_2(const InputShape& input, std::int64_t classes, double dropout,
-                                       const Compress& compressed) {
-  return std::make_shared<WideResNet>(28, 2, input, classes, dropout, compressed);
+                                       const Widths& widths, const Compress& compressed) {
+  return std::make_shared<WideResNet>(28, 2, input, classes, dropout, widths, compressed);
 }
 
 }  // namespace espalier::nn

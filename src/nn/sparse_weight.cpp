@@ -19,6 +19,13 @@ at::Tensor SparseWeight::all_values() const {
        storage());
 }
 
+void SparseWeight::set_soft_threshold(double) {
+  fail(ErrorKind::usage, "{}: {} storage has no values under a threshold; set model.storage = \"masked\"", name_,
+       storage());
+}
+
+double SparseWeight::soft_threshold_gradient() const { return 0; }
+
 void SparseWeight::rename(std::string name, std::int64_t layer) {
   name_ = std::move(name);
   layer_ = layer;

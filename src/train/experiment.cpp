@@ -16,7 +16,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kEvaluationBatch = 500;
+/// Samples evaluated at once: 500, or as many large images as take 16 MiB.
+std::int64_t evaluation_batch(const nn::InputShape& shape) {
+  const std::int64_t bytes = 4 * shape.channels * shape.height * shape.width;
+  return std::clamp<std::int64_t>((std::int64_t{16} << 20) / bytes, 1, 500);
+}
 constexpr const char* kStartWeights = "the weights of step 0";
 constexpr double kPi = 3.14159265358979323846;
 
@@ -52,13 +56,13 @@ RunData::RunData(const RunConfig& config, data::Dataset dataset)
       normalisation_(data::normalisation(dataset_.train, split_.train, config.data)) {}
 
 nn::InputShape RunData::input_shape() const {
-  const auto& pixels = dataset_.train.pixels;
-  return {pixels.size(1), pixels.size(2), pixels.size(3)};
+  const auto shape = dataset_.train.shape();
+  return {shape[0], shape[1], shape[2]};
 }
 
 data::Loader RunData::plain(const data::Images& images, const std::vector<std::int64_t>& indices) const {
   data::LoaderOptions options;
-  options.batch_size = kEvaluationBatch;
+  options.batch_size = evaluation_batch(input_shape());
   return {images, indices, normalisation_, options};
 }
 
@@ -333,6 +337,10 @@ SparseModel make_sparse_model(const RunConfig& config, const nn::InputShape& inp
                    "only with one distribution",
                    run.config.model.init, config.model.init);
     values_seed = static_cast<std::uint64_t>(run.config.run.seed);
+  }
+  if (const nn::Thinning thin = nn::thinning(config.model, input, classes); thin.weights > 0) {
+    log_info(fmt::format("model: hidden widths times {:.4g}: {} weights, of at most {}", thin.factor, thin.weights,
+                         config.model.max_weights));
   }
   model.network = nn::make_model(config.model, input, classes, values_seed, compressed);
   if (start.weights != nullptr) begin_with(*model.network, *start.weights, kStartWeights);

@@ -106,6 +106,53 @@ TEST_F(Train, KilledAtTwentyRandomMomentsItEndsInTheSameBytes) {
   }
 }
 
+// Changes of topology every 7 steps, checkpoints every 50: most kills come between two changes, and between a change
+// and the next checkpoint.
+TEST_F(Train, KilledBetweenChangesOfTopologyEveryMethodEndsInTheSameBytes) {
+  write("c.toml", kConfig);
+  RandomStream random(std::chrono::steady_clock::now().time_since_epoch().count(), Purpose::test);
+  for (const auto& [method, storage] : std::vector<std::pair<std::string, std::string>>{{"dpr", "compressed"},
+                                                                                        {"set", "compressed"},
+                                                                                        {"rigl", "compressed"},
+                                                                                        {"deep-r", "compressed"},
+                                                                                        {"snfs", "masked"},
+                                                                                        {"soft-deep-r", "masked"},
+                                                                                        {"top-kast", "masked"},
+                                                                                        {"str", "masked"}}) {
+    SCOPED_TRACE(method);
+    std::vector<std::string> arguments = {at("c.toml"), "--set", "train.steps=1500", "--set", "checkpoint.every=50it"};
+    for (const std::string& setting :
+         {"method.name=" + method, std::string("method.every=7it"), "model.storage=" + storage,
+          std::string("reparam.alpha=1"), std::string("sparsity.sparsity=") + (method == "str" ? "0" : "0.9")}) {
+      arguments.insert(arguments.end(), {"--set", setting});
+    }
+    const auto with = [&](const std::string& flag, const std::string& run) {
+      std::vector<std::string> all = arguments;
+      all.insert(all.end(), {flag, at(run)});
+      return all;
+    };
+    ASSERT_EQ(wait_for(start(with("--run-dir", method))), 0) << read("child.txt");
+    int kills = 0;
+    for (int attempt = 0; attempt < 12 && kills < 3; ++attempt) {
+      const pid_t pid = start(with("--resume", method + "-killed"));
+      std::this_thread::sleep_for(std::chrono::milliseconds(100 + random.below(500)));
+      kill(pid, SIGKILL);
+      const int status = wait_for(pid);
+      ASSERT_TRUE(status == 0 || status == 128 + SIGKILL) << status << read("child.txt");
+      kills += status == 0 ? 0 : 1;
+      if (status == 0) std::filesystem::remove_all(folder / (method + "-killed"));  // a fast machine: once more
+    }
+    EXPECT_GT(kills, 0);
+    ASSERT_EQ(wait_for(start(with("--resume", method + "-killed"))), 0) << read("child.txt");
+    for (const char* file : {"metrics.jsonl", "checkpoints/latest/model.safetensors",
+                             "checkpoints/latest/optimizer.safetensors", "checkpoints/latest/sparsity.safetensors"}) {
+      const std::string want = read(method + "/" + file);
+      ASSERT_GT(want.size(), 100u) << file;
+      EXPECT_TRUE(want == read(method + "-killed/" + file)) << file << " differs";
+    }
+  }
+}
+
 TEST_F(Train, SigtermLeavesAGoodCheckpointAndStatus75) {
   write("c.toml", kConfig);
   for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <map>
 #include <numeric>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/models.h"
+#include "espalier/nn/network.h"
 
 namespace espalier {
 namespace {
@@ -101,6 +105,111 @@ TEST(Allocate, TheBudgetIsExactForEveryDistributionAndSparsity) {
 
 TEST(Allocate, AnUnknownDistributionIsAnError) {
   EXPECT_THROW(allocate(kLeNet300, sizes(kLeNet300), 0.5, "global"), Error);
+}
+
+// ResNet-50 at 224x224, the stride in the 3x3 convolutions: densities and multiply-accumulates that RigL's rule gives
+// (Evci et al. 2020), worked out from the 54 shapes with eps found by hand. Counts are whole, so a density is right to
+// one weight of its layer and the half of its last printed digit.
+TEST(Allocate, ErkOfResNet50MatchesHandWorkedDensities) {
+  nn::ModelOptions options;
+  options.name = "resnet50";
+  const auto network = nn::make_model(options, {3, 224, 224}, 1000, 1, [](const std::string&) { return true; });
+  const auto costs = nn::layer_costs(*network);
+  Shapes shapes;
+  std::vector<std::string> names;
+  std::int64_t weights = 0, macs = 0;
+  for (const auto& layer : costs) {
+    shapes.push_back(layer.weight_shape);
+    names.push_back(layer.name);
+    weights += layer.weights;
+    macs += layer.macs;
+  }
+  ASSERT_EQ(costs.size(), 54u);
+  EXPECT_EQ(weights, 25502912);
+  EXPECT_EQ(macs, 4089184256);
+
+  struct Case {
+    double sparsity, eps;
+    std::size_t dense;
+    double mac_ratio;
+    std::map<std::string, double> density;
+  };
+  const std::vector<Case> cases = {{0.5, 0, 32, .7143, {}},
+                                   {0.8,
+                                    99.56167,
+                                    8,
+                                    .4138,
+                                    {{"conv1", .857195},
+                                     {"layer1.0.conv2", .361905},
+                                     {"layer1.2.conv2", .361905},
+                                     {"layer2.0.conv2", .176901},
+                                     {"layer2.1.conv3", .975320},
+                                     {"layer2.0.downsample.0", .584888},
+                                     {"layer3.0.conv2", .087438},
+                                     {"layer3.0.downsample.0", .292064},
+                                     {"layer4.0.conv2", .043466},
+                                     {"fc", .148176},
+                                     {"layer1.0.conv1", 1},
+                                     {"layer1.0.conv3", 1},
+                                     {"layer1.0.downsample.0", 1},
+                                     {"layer2.0.conv1", 1}}},
+                                   {0.9,
+                                    48.78661,
+                                    1,
+                                    .2418,
+                                    {{"conv1", .420038},
+                                     {"layer1.0.conv1", 1},
+                                     {"layer1.0.conv2", .177338},
+                                     {"layer1.0.conv3", .958819},
+                                     {"layer1.1.conv1", .958819},
+                                     {"layer2.0.conv1", .574696},
+                                     {"layer2.0.conv2", .086684},
+                                     {"layer4.2.conv2", .021299},
+                                     {"layer4.0.downsample.0", .071511},
+                                     {"fc", .072608}}},
+                                   {0.95, 24.37213, 0, .1217, {}},
+                                   {0.965, 0, 0, .0852, {}},
+                                   {0.98, 0, 0, .0487, {}},
+                                   {0.99, 0, 0, .0243, {}}};
+  const auto n = sizes(shapes);
+  for (const Case& c : cases) {
+    const auto kept = allocate(shapes, n, c.sparsity, "erk");
+    EXPECT_EQ(std::accumulate(kept.begin(), kept.end(), std::int64_t{0}), kept_count(weights, c.sparsity));
+    std::size_t dense = 0, found = 0;
+    double left = 0, raw_sum = 0, rest = 0;  // rest: RigL rounds the zeros of every layer down before it solves for eps
+    for (std::size_t l = 0; l < n.size(); ++l) {
+      const auto size = static_cast<double>(n[l]), k = static_cast<double>(kept[l]);
+      left += k / size * static_cast<double>(costs[l].macs);
+      const double zeros = std::floor(c.sparsity * size);
+      if (kept[l] == n[l]) {
+        ++dense;
+        rest -= zeros;
+      } else {  // density = eps (in + out + kh + kw) / size
+        rest += size - zeros;
+        raw_sum += density_weight(shapes[l], "erk") * size;
+      }
+      const auto published = c.density.find(names[l]);
+      if (published == c.density.end()) continue;
+      ++found;
+      EXPECT_NEAR(k, published->second * size, 1 + 5e-7 * size) << names[l] << " at " << c.sparsity;
+    }
+    EXPECT_EQ(found, c.density.size());
+    EXPECT_EQ(dense, c.dense) << c.sparsity;
+    EXPECT_NEAR(left / static_cast<double>(macs), c.mac_ratio, 5.1e-5) << c.sparsity;
+    if (c.eps > 0) {
+      EXPECT_NEAR(rest / raw_sum, c.eps, 5.1e-6) << c.sparsity;
+    }
+  }
+  // Uniform, the first convolution dense.
+  for (const auto& [sparsity, ratio] : {std::pair{0.8, .2231}, {0.9, .1260}, {0.95, .0774}}) {
+    const Shapes rest(shapes.begin() + 1, shapes.end());
+    const auto kept = allocate(rest, sizes(rest), sparsity, "uniform");
+    auto left = static_cast<double>(costs[0].macs);
+    for (std::size_t l = 1; l < n.size(); ++l) {
+      left += static_cast<double>(kept[l - 1]) / static_cast<double>(n[l]) * static_cast<double>(costs[l].macs);
+    }
+    EXPECT_NEAR(left / static_cast<double>(macs), ratio, 5.1e-5) << sparsity;
+  }
 }
 
 }  // namespace

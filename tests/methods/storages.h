@@ -77,7 +77,7 @@ class GivenGradient : public GradientSource {
  public:
   explicit GivenGradient(at::Tensor g) : g_(std::move(g)) {}
   void add_rows(std::int64_t begin, std::int64_t end, at::Tensor& rows) const override {
-    rows.add_(g_.slice(0, begin, end));
+    rows.add_(g_.slice(0, begin, end).reshape(rows.sizes()));
   }
 
  private:

@@ -125,6 +125,101 @@ TEST(Models, Wrn282HasThePublishedParameters) {
     EXPECT_EQ(names.count(name), 1u) << name;
 }
 
+// He et al.'s 25.6 M, by hand. A stage of B bottlenecks of width w after c channels: c w + 9 w^2 + 4 w^2 + 4 c w for
+// the first, (4 w^2 + 9 w^2 + 4 w^2) for each other. Stages (64, 64, 3), (256, 128, 4), (512, 256, 6), (1024, 512, 3):
+// 212,992 + 1,212,416 + 7,077,888 + 14,942,208; stem 9,408; linear 2,048,000: 25,502,912. Batch norm 2 x 26,560, bias
+// 1,000. As torchvision's resnet50: 25,557,032 parameters.
+TEST(Models, ResNet50HasThePublishedParameters) {
+  const InputShape imagenet{3, 224, 224};
+  auto net = make_model(named("resnet50"), imagenet, 1000, 0);
+  EXPECT_EQ(parameter_count(*net), 212992 + 1212416 + 7077888 + 14942208 + 9408 + 2048000 + 2 * 26560 + 1000);
+  EXPECT_EQ(parameter_count(*net), 25557032);
+  const auto names = names_of(*net);
+  EXPECT_EQ(names.size(), 3u + 16 * 9 + 4 * 3 + 2);
+  for (const char* name :
+       {"conv1.weight", "bn1.bias", "layer1.0.conv1.weight", "layer1.0.bn3.weight", "layer1.0.downsample.0.weight",
+        "layer4.2.conv3.weight", "layer2.0.downsample.1.bias", "layer3.5.conv2.weight", "fc.weight", "fc.bias"})
+    EXPECT_EQ(names.count(name), 1u) << name;
+  EXPECT_EQ(names.count("layer1.1.downsample.0.weight"), 0u);
+  // 224 -> 112 -> 56 (pool) -> 56, 28, 14, 7: the stride of a stage is in its first 3x3 convolution.
+  std::map<std::string, std::vector<std::int64_t>> shapes;
+  std::map<std::string, std::int64_t> macs;
+  for (const LayerCost& c : layer_costs(*net)) {
+    shapes[c.name] = c.output_shape;
+    macs[c.name] = c.macs;
+  }
+  using Shape = std::vector<std::int64_t>;
+  EXPECT_EQ(shapes["conv1"], (Shape{64, 112, 112}));
+  EXPECT_EQ(shapes["layer1.2.conv3"], (Shape{256, 56, 56}));
+  EXPECT_EQ(shapes["layer2.0.conv1"], (Shape{128, 56, 56}));
+  EXPECT_EQ(shapes["layer2.0.conv2"], (Shape{128, 28, 28}));
+  EXPECT_EQ(shapes["layer4.2.conv3"], (Shape{2048, 7, 7}));
+  EXPECT_EQ(macs["conv1"], 9408 * 112 * 112);
+  EXPECT_EQ(macs["layer3.0.downsample.0"], 512 * 1024 * 14 * 14);
+}
+
+// The block written out with torch's own functions.
+TEST(Models, ABottleneckComputesWhatItsEquationSays) {
+  auto net = make_model(named("resnet50"), {3, 64, 64}, 10, 3);
+  net->eval();
+  const auto p = net->named_parameters();
+  const auto x = torch::rand({2, 3, 64, 64});
+  std::map<std::string, at::Tensor> seen;
+  net->forward(x, [&](const std::string& layer, const at::Tensor& output) { seen[layer] = output.clone(); });
+  const auto conv = [&](const at::Tensor& in, const std::string& name, std::int64_t stride, std::int64_t padding) {
+    return torch::conv2d(in, p[name + ".weight"], {}, stride, padding);
+  };
+  // Fresh statistics: mean 0, variance 1.
+  const auto bn = [](const at::Tensor& in) { return in / std::sqrt(1 + 1e-5); };
+  at::Tensor y = torch::max_pool2d(torch::relu(bn(conv(x, "conv1", 2, 3))), 3, 2, 1);
+  for (const std::string block : {"layer1.0", "layer1.1", "layer1.2", "layer2.0"}) {
+    const std::int64_t stride = block == "layer2.0" ? 2 : 1;
+    at::Tensor z = torch::relu(bn(conv(y, block + ".conv1", 1, 0)));
+    z = torch::relu(bn(conv(z, block + ".conv2", stride, 1)));
+    z = bn(conv(z, block + ".conv3", 1, 0));
+    const bool projected = block == "layer1.0" || block == "layer2.0";
+    y = torch::relu(z + (projected ? bn(conv(y, block + ".downsample.0", stride, 0)) : y));
+    EXPECT_TRUE(torch::allclose(seen.at(block), y, 1e-3, 1e-4)) << block;
+  }
+}
+
+// A dense network with as many weights as a sparse one: hidden widths shrink evenly.
+TEST(Models, MaxWeightsThinsTheHiddenLayers) {
+  ModelOptions o = named("lenet-300-100");
+  EXPECT_EQ(thinning(o, kMnist, 10).factor, 1);
+  o.max_weights = 266200;
+  EXPECT_EQ(thinning(o, kMnist, 10).factor, 1);
+  EXPECT_EQ(thinning(o, kMnist, 10).weights, 266200);
+  // 784 h + h k + 10 k with h = round(300 f), k = round(100 f): 33 and 11 are 26,345; with f past .1117 h is 34:
+  // 27,140.
+  o.max_weights = 26620;
+  const Thinning t = thinning(o, kMnist, 10);
+  EXPECT_EQ(t.weights, 784 * 33 + 33 * 11 + 110);
+  auto net = make_model(o, kMnist, 10, 0);
+  EXPECT_EQ(net->named_parameters()["fc1.weight"].sizes(), (std::vector<std::int64_t>{33, 784}));
+  EXPECT_EQ(net->named_parameters()["fc3.weight"].sizes(), (std::vector<std::int64_t>{10, 11}));
+  o.max_weights = 784 + 1 + 10;
+  EXPECT_EQ(thinning(o, kMnist, 10).weights, 795);
+  o.max_weights = 794;
+  EXPECT_NE(error_of(o).find("still has 795 weights"), std::string::npos);
+  ModelOptions list = listed({"flatten", "linear(classes)"});
+  list.max_weights = 100;
+  EXPECT_NE(error_of(list).find("model.max_weights"), std::string::npos);
+  // Every other model: as many as there may be, less what one more unit would bring.
+  for (const ModelInfo& info : known_models()) {
+    if (info.name == "layers" || info.name == "mlp") continue;
+    ModelOptions thin = named(info.name);
+    const InputShape input = meant_for(info.name);
+    thin.max_weights = 60000;
+    const Thinning found = thinning(thin, input, 10);
+    EXPECT_LE(found.weights, 60000) << info.name;
+    EXPECT_GE(found.weights, info.name == "mnist-cnn" ? 28880 : 45000) << info.name;
+    std::int64_t weights = 0;
+    for (const auto& p : make_model(thin, input, 10, 0)->parameters()) weights += p.dim() > 1 ? p.numel() : 0;
+    EXPECT_EQ(weights, found.weights) << info.name;
+  }
+}
+
 TEST(Models, PlainNetworksAreNamedByKind) {
   EXPECT_EQ(names_of(*make_model(named("lenet-300-100"), kMnist, 10, 0)),
             (std::set<std::string>{"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"}));
@@ -293,10 +388,11 @@ TEST(Models, DropoutDropsInTrainingAndDrawsFromTheDefaultGenerator) {
 
 // The same network in both storages: outputs, statistics of batch norm and gradients, in training and in evaluation.
 TEST(Models, AreTheSameInBothStorages) {
-  for (const char* name : {"resnet20", "wrn-28-2", "lenet-5", "cifar10-cnn", "mlp"}) {
+  for (const char* name : {"resnet20", "wrn-28-2", "resnet50", "lenet-5", "cifar10-cnn", "mlp"}) {
     SCOPED_TRACE(name);
     const InputShape input = name == std::string("lenet-5") ? kMnist : kCifar;
     ModelOptions o = named(name);
+    if (o.name == "resnet50") o.max_weights = 200000;
     o.storage = "masked";
     const auto masked = make_model(o, input, 10, 5);
     o.storage = "compressed";
@@ -356,7 +452,9 @@ TEST(Models, AreTheSameInBothStorages) {
     }
     const auto buffers = masked->named_buffers();
     for (const auto& item : compressed->named_buffers()) {
-      EXPECT_TRUE(torch::allclose(item.value().to(torch::kDouble), buffers[item.key()].to(torch::kDouble), 1e-4, 1e-6));
+      const auto expected = buffers[item.key()].to(torch::kDouble), found = item.value().to(torch::kDouble);
+      const double size = expected.abs().max().item<double>();
+      EXPECT_LE((found - expected).abs().max().item<double>(), 1e-4 * size + 1e-6) << item.key();
     }
   }
 }

@@ -91,6 +91,53 @@ TEST(SparseConv2d, FollowsAChangeOfTopology) {
   expect_same();
 }
 
+/// dL/dw of a layer that is used as often as there are images in `xs`, at every position, in masked storage: the
+/// reference.
+at::Tensor dense_gradient(torch::nn::Conv2d dense, const std::vector<at::Tensor>& xs,
+                          const std::vector<at::Tensor>& dys) {
+  auto weight = make_masked_weight("weight", dense->weight, {}, 0);
+  weight->keep(dense->weight.detach().view({-1}).nonzero().view({-1}));
+  weight->want_dense_gradient(true);
+  for (std::size_t i = 0; i < xs.size(); ++i) dense->forward(xs[i]).backward(dys[i]);
+  weight->pull(0);
+  return weight->dense_gradient();
+}
+
+// What RigL grows by: the gradient also where nothing is kept, with any stride, padding, dilation and groups.
+TEST(SparseConv2d, ItsGradientEverywhereIsThatOfMaskedStorage) {
+  torch::manual_seed(6);
+  for (const auto& o : options()) {
+    for (const std::int64_t batch : {1, 16, 19}) {
+      auto dense = thinned(o);
+      const auto sparse = SparseConv2dImpl::from_dense(*dense);
+      CompressedWeight& weight = *sparse->weight();
+      std::vector<at::Tensor> xs, dys;
+      for (const std::int64_t size : {9, 8}) {  // two uses of one weight
+        xs.push_back(torch::randn({batch, 6, size, size + 1}, torch::kDouble));
+        dys.push_back(torch::randn_like(dense->forward(xs.back())));
+      }
+      dense->zero_grad();
+      const at::Tensor g = dense_gradient(dense, xs, dys).reshape({dense->weight.size(0), -1});
+      weight.want_dense_gradient(true);
+      for (std::size_t i = 0; i < xs.size(); ++i) sparse->forward(xs[i]).backward(dys[i]);
+
+      const at::Tensor kept = dense->weight.detach().view({-1}).ne(0);
+      const at::Tensor except = kept.nonzero().view({-1});
+      const std::int64_t free = weight.numel() - except.numel();
+      at::Tensor order = g.abs().view({-1}).masked_fill(kept, -1).argsort(/*dim=*/-1, /*descending=*/true);
+      for (const std::int64_t k : {std::int64_t{0}, std::int64_t{1}, free / 3, free}) {
+        const at::Tensor expected = std::get<0>(order.slice(0, 0, k).sort());
+        EXPECT_TRUE(torch::equal(weight.top_gradients(k, except), expected)) << k << " of " << free;
+      }
+      // Nothing left out: the kept positions have the gradient, too.
+      order = g.abs().view({-1}).argsort(-1, true);
+      const at::Tensor none = torch::empty({0}, torch::kInt64);
+      EXPECT_TRUE(torch::equal(weight.top_gradients(weight.numel() / 2, none),
+                               std::get<0>(order.slice(0, 0, weight.numel() / 2).sort())));
+    }
+  }
+}
+
 TEST(SparseConv2d, KeepsImagesBetweenLayers) {
   torch::manual_seed(5);
   SparseConv2d first(Conv2dOptions(3, 5, 5).padding(2)), second(Conv2dOptions(5, 4, 3).padding(1).stride(2));

@@ -28,6 +28,7 @@ struct DataOptions {
   std::string normalise = "standard";
   std::int64_t train_limit = 0;
   std::int64_t classes = 0;
+  std::int64_t image_size = 0;
   std::int64_t train_size = 20000;
   std::int64_t test_size = 10000;
   void describe(Describe& d);
@@ -48,7 +49,9 @@ struct Split {
 Split split_train(std::int64_t n, double validation, std::uint64_t seed, std::int64_t train_limit = 0);
 
 /// options.normalise = "unit": pixels / 255. "standard": mean 0 and variance 1 per channel over the images at `indices`
-/// (a constant channel keeps its scale). Exact sums: no rounding depends on order or threads.
+/// (a constant channel keeps its scale). Exact sums: no rounding depends on order or threads. Of images that are read
+/// when they are needed, over a thousand of them, evenly spaced. "imagenet": the numbers that everybody uses for
+/// ImageNet.
 Normalisation normalisation(const Images& images, const std::vector<std::int64_t>& indices, const DataOptions& options);
 
 }  // namespace espalier::data

@@ -13,6 +13,10 @@ namespace espalier::data {
 /// the first in order.
 Dataset read_image_folder(const std::filesystem::path& root);
 
+/// The same folders with images of any size, 8 bits or more, with any colours, read when they are looked at and brought
+/// to side x side RGB: what ImageNet comes as. Only names are read here.
+Dataset open_image_folder(const std::filesystem::path& root, std::int64_t side);
+
 /// The class names of train/, sorted; empty if there is no such folder.
 std::vector<std::string> image_folder_classes(const std::filesystem::path& root);
 

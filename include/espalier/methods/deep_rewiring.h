@@ -10,6 +10,13 @@
 
 namespace espalier {
 
+/// What connections are born with: as good as zero, but with a sign.
+constexpr double kDeepRewiringBirth = 1e-12;
+
+/// Before an update: adds l1 sign(w) + sqrt(2 temperature / lr) N(0, 1) to dL/dw of each connection, which plain SGD
+/// multiplies by -lr.
+void add_pull_and_noise(SparseWeight& weight, double l1, double temperature, const MethodContext& context);
+
 class DeepRewiring : public DropAndGrow {
  public:
   DeepRewiring() : DropAndGrow("deep-r", Duration::steps(10), Duration::percent(100)) {}

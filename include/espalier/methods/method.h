@@ -68,6 +68,10 @@ class Method {
   /// After `clock.step` steps, when phi and w have settled.
   virtual void after_step(const MethodContext&) {}
 
+  /// What the method itself learns, by names that begin with "method.": it stands beside the weights in
+  /// Sparsifier::parameters(), and `before_update` leaves its gradients. Asked for after `prepare`.
+  virtual NamedTensors parameters() const { return {}; }
+
   /// What the method remembers beside the masks, for checkpoints, as "method.<what>"; `restore` takes the same back.
   virtual NamedTensors archive() const { return {}; }
   /// Throws Error(data) if `tensors` lacks what `archive` would give.

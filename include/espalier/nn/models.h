@@ -19,6 +19,7 @@ struct ModelOptions {
   std::vector<std::string> layers;
   std::string init = "default";
   double dropout = 0;
+  std::int64_t max_weights = 0;
   std::string storage = "auto";
   void describe(Describe& d);
 };
@@ -32,10 +33,19 @@ struct ModelInfo {
 /// Every name that make_model knows, in the order of the documentation.
 std::vector<ModelInfo> known_models();
 
+/// What `max_weights` makes of a model: 1, or the largest share of its hidden widths, each rounded and at least 1, with
+/// which all its linear and convolutional weights together are no more than that. Throws Error(usage) if even widths of
+/// 1 have more, and as make_model.
+struct Thinning {
+  double factor = 1;
+  std::int64_t weights = 0;  ///< that the network has then, biases and normalisation apart; 0 where nothing was asked
+};
+Thinning thinning(const ModelOptions& options, const InputShape& input, std::int64_t classes);
+
 /// The initializer that these options come to.
 std::string initializer_of(const ModelOptions& options);
 
-/// The images that a model is meant for: MNIST's or CIFAR's.
+/// The images that a model is meant for: MNIST's, CIFAR's or ImageNet's.
 InputShape meant_for(const std::string& model);
 
 /// Is the weight of this layer ("fc1") to be held compressed?

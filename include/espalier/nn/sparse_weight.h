@@ -39,6 +39,7 @@ struct TopologyChange {
   std::optional<double> threshold;
   /// Compressed storage: [nnz] the place that each entry had before, or kNewborn. Empty: all are newborn.
   std::vector<std::uint32_t> carried;
+  bool for_the_record = false;  ///< it has happened already, without an effect on phi, M_b or an optimiser's state
 };
 
 class SparseWeight {
@@ -76,6 +77,13 @@ class SparseWeight {
   virtual void set_masks(const at::Tensor& forward, const at::Tensor& backward);
   virtual at::Tensor all_values() const;  ///< phi at every position, in the weight's shape
 
+  /// From now on w = sign(psi(phi)) max(0, |psi(phi)| - threshold), and M_f the positions where that is not zero, as of
+  /// this call; the gradient of w reaches phi in M_f alone, while every phi stays with the optimiser (decay, momentum).
+  /// Nobody is told: see `record`. Masked storage only. Throws Error(usage) for Update::target.
+  virtual void set_soft_threshold(double threshold);
+  /// dL/dthreshold = - sum sign(w) dL/dw of the gradient that the backward pass has left; 0 where it left none.
+  virtual double soft_threshold_gradient() const;
+
   /// Weights before training that are nowhere stored: w at positions, drawn when looked at, none larger than `largest`.
   struct InitialDraw {
     std::function<at::Tensor(const at::Tensor& positions)> at;
@@ -110,6 +118,11 @@ class SparseWeight {
   /// layer's change (optimiser state) is done before the next layer's needs memory.
   using Follower = std::function<void(const TopologyChange&)>;
   void follow(Follower follower) { follower_ = std::move(follower); }
+  /// Tells the follower of what has come about without `keep` and `rewire`.
+  void record(TopologyChange change) const {
+    change.for_the_record = true;
+    tell(change);
+  }
   /// An optimiser's element-wise state after `change`: zero at what was dropped or grown, unmoved elsewhere.
   virtual void reindex_state(at::Tensor& state, const TopologyChange& change) const = 0;
 
