@@ -168,7 +168,7 @@ void add_eval_command(CLI::App& app, Context& context) {
   command->add_option("--weights", a->weights, "weights from this safetensors file, in the run's model")
       ->option_text("FILE");
   command->add_option("--task", a->task, "of a packed network: this task alone, from 1; without it, every task")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1000000))
       ->option_text("N");
   command->add_flag("--infer-task", a->infer_task,
                     "of a packed network: each input goes to the task whose prediction has the lowest entropy");

@@ -101,6 +101,11 @@ int run(const Arguments& arguments, Context& context) {
                  "--structure-from, --values-from and --resume: a run that goes on has both in its checkpoint");
   const RunConfig config = resume ? resumed_config(arguments.config, arguments.allow_change, context, arguments.resume)
                                   : started_config(arguments, context);
+  ESPALIER_CHECK(
+      config.continual.sequence == "none", ErrorKind::usage,
+      "[continual].sequence is \"{}\": this configuration describes a sequence of tasks; run it with espalier "
+      "continual",
+      config.continual.sequence);
   set_threads(static_cast<int>(config.run.threads));
   const std::string text = train::to_toml(config);
   const auto directory_of = [&]() -> train::RunDirectory {

@@ -6,7 +6,6 @@
 
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
-#include "espalier/data/task_sequence.h"
 
 namespace espalier::continual {
 namespace {
@@ -35,8 +34,8 @@ train::NamedTensors fisher_information(nn::Network& network, const train::NamedT
   network.eval();
   const std::int64_t n = std::min(samples, images.size());
   const auto chosen =
-      random_subset(images.size(), n, RandomStream(seed, kTaskPurpose, static_cast<std::uint64_t>(task), 1));
-  const RandomStream draw(seed, kTaskPurpose, static_cast<std::uint64_t>(task), 2);
+      random_subset(images.size(), n, RandomStream(seed, Purpose::task, static_cast<std::uint64_t>(task), 1));
+  const RandomStream draw(seed, Purpose::task, static_cast<std::uint64_t>(task), 2);
   std::vector<at::Tensor> list, squares;
   for (const auto& [name, parameter] : parameters) {
     list.push_back(parameter);

@@ -17,7 +17,6 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/core/random.h"
-#include "espalier/data/task_sequence.h"
 #include "espalier/kernels/dispatch.h"
 #include "espalier/methods/select.h"
 #include "espalier/nn/init.h"
@@ -45,7 +44,7 @@ std::uint64_t seed_of(const train::RunConfig& config) { return static_cast<std::
 
 /// Of the weights that a task leaves free: another draw for each task.
 std::uint64_t reinit_seed(const train::RunConfig& config, std::int64_t number) {
-  return RandomStream(seed_of(config), kTaskPurpose, static_cast<std::uint64_t>(number)).bits_at(0);
+  return RandomStream(seed_of(config), Purpose::task, static_cast<std::uint64_t>(number)).bits_at(0);
 }
 
 bool falls_on(std::int64_t step, const Duration& every, const Clock& clock) {
@@ -321,8 +320,8 @@ class Learner {
     std::int64_t place = step % live.clock.steps_per_epoch;
     if (live.batches.size() > 1) {
       if (order_epoch_ != epoch) {
-        order_ = random_permutation(live.clock.steps_per_epoch,
-                                    RandomStream(seed_of(config_), kTaskPurpose, 0, static_cast<std::uint64_t>(epoch)));
+        order_ = random_permutation(live.clock.steps_per_epoch, RandomStream(seed_of(config_), Purpose::task, 0,
+                                                                             static_cast<std::uint64_t>(epoch)));
         order_epoch_ = epoch;
       }
       place = order_[static_cast<std::size_t>(place)];

@@ -88,7 +88,7 @@ Dataset permuted(Dataset set, std::uint64_t seed, std::int64_t number) {
   ESPALIER_CHECK(number >= 1, ErrorKind::usage, "permuted: task {}; tasks count from 1", number);
   if (number == 1) return set;
   const std::int64_t plane = set.train.pixels.size(2) * set.train.pixels.size(3);
-  const auto order = random_permutation(plane, RandomStream(seed, kTaskPurpose, static_cast<std::uint64_t>(number)));
+  const auto order = random_permutation(plane, RandomStream(seed, Purpose::task, static_cast<std::uint64_t>(number)));
   set.train.order = set.test.order = torch::tensor(order, torch::kInt64);
   return set;
 }

@@ -504,11 +504,6 @@ class Run {
 }  // namespace
 
 TrainResult train(const RunConfig& config, RunDirectory& directory, const TrainHooks& hooks) {
-  ESPALIER_CHECK(
-      config.continual.sequence == "none", ErrorKind::usage,
-      "[continual].sequence is \"{}\": this configuration describes a sequence of tasks; run it with espalier "
-      "continual",
-      config.continual.sequence);
   return Run(config, directory, hooks).run();
 }
 

@@ -20,6 +20,7 @@ enum class Purpose : std::uint64_t {
   dropout = 7,   ///< a = layer, b = step
   birth = 8,     ///< values of new connections; a = layer, b = step
   noise = 9,     ///< added to gradients; a = layer, b = step
+  task = 10,     ///< sequences of tasks; a = task, b = what for
   test = 1000,   ///< for tests
 };
 

@@ -4,12 +4,8 @@
 
 #include <cstdint>
 
-#include "espalier/core/random.h"
 #include "espalier/data/images.h"
 
-namespace espalier {
-constexpr auto kTaskPurpose = static_cast<Purpose>(10);
-}
 namespace espalier::data {
 
 /// Task `number` (from 1) of the permuted sequence: every image with its pixels in one random order, the same in every

@@ -130,7 +130,7 @@ struct ContinualOptions {
   std::string reinit = "auto";
   Duration retrain = Duration::epochs(1);
   double retrain_lr = 0;
-  double ewc_lambda = 1000;
+  double ewc_lambda = 100;
   std::int64_t fisher_samples = 1000;
   std::string evaluate = "all";
   void describe(Describe& d) {
