@@ -261,24 +261,24 @@ TEST(AdaptiveAlpha, OneLoopForEachWeightWhereAsked) {
   Mlp net;
   AdaptiveAlphaOptions options = every(2);
   options.per = "layer";
-  options.signal = "effective";
   auto sparsifier = adaptive(net, options);
-  torch::optim::SGD sgd(sparsifier->parameters(), 0.5);
-  train(net, *sparsifier, sgd, 1);
-  bool parted = false;
-  for (int s = 0; s < 30; ++s) {
-    train(net, *sparsifier, sgd, 1);
-    const auto trace = sparsifier->take_alpha_trace();
-    if (!trace) continue;
-    if (trace->start) continue;
-    ASSERT_EQ(trace->records.size(), 2u);
-    for (std::size_t l = 0; l < 2; ++l) {
-      EXPECT_EQ(trace->records[l].weight, sparsifier->weights()[l]->name());
-      EXPECT_EQ(sparsifier->weights()[l]->reparametrisation().alpha(), trace->records[l].alpha);
-    }
-    parted = parted || trace->records[0].alpha != trace->records[1].alpha;
+  torch::optim::SGD at_rest(sparsifier->parameters(), 0);
+  train(net, *sparsifier, at_rest, 3);  // the first check: both go up
+  sparsifier->weights()[1]->shrink(2);  // fewer of its weights are near zero
+  train(net, *sparsifier, at_rest, 2);  // the second
+  const auto trace = sparsifier->take_alpha_trace();
+  ASSERT_TRUE(trace);
+  EXPECT_EQ(trace->step, 4);
+  ASSERT_EQ(trace->records.size(), 2u);
+  EXPECT_EQ(trace->records[0].weight, "fc1.weight");
+  EXPECT_EQ(trace->records[0].verdict, Verdict::increase);
+  EXPECT_NEAR(trace->records[0].alpha, 1.45, 1e-12);
+  EXPECT_EQ(trace->records[1].weight, "fc2.weight");
+  EXPECT_EQ(trace->records[1].verdict, Verdict::decrease);
+  EXPECT_NEAR(trace->records[1].alpha, 1.2, 1e-12);
+  for (std::size_t l = 0; l < 2; ++l) {
+    EXPECT_EQ(sparsifier->weights()[l]->reparametrisation().alpha(), trace->records[l].alpha);
   }
-  EXPECT_TRUE(parted);
 }
 
 // The network's function: unchanged to the bit until the next step, and after it, with a learning rate of 0, within the
