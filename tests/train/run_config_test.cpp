@@ -150,7 +150,8 @@ TEST(RunConfig, SyntaxErrorsDoNotHideOtherMistakes) {
                "lr = 0.2\n"
                "moment = 0.9\n"),
       "c.toml:2:8: not valid TOML: a string needs quotes: name = \"mlp\"\n"
-      "c.toml:3:1: [model].width: unknown key. Known: name, widths, layers, init, dropout, max_weights, storage. Did you mean "
+      "c.toml:3:1: [model].width: unknown key. Known: name, widths, layers, init, dropout, max_weights, storage. Did "
+      "you mean "
       "\"widths\"?\n"
       "c.toml:6:1: given twice: lr\n"
       "c.toml:7:1: [optim].moment: unknown key. Known: name, lr, momentum, nesterov, beta1, beta2, eps, weight_decay, "
