@@ -79,7 +79,9 @@ TEST(Sparsifier, GradientOfPhiAgreesWithCentralDifferencesAlsoAtZero) {
         const double bound =
             phi0.view({-1})[i].item<double>() == 0 && alpha > 1 && alpha < 3 ? 4 * std::pow(h, alpha - 1) : 2e-8;
         EXPECT_NEAR(analytic[i].item<double>(), numeric, bound) << "alpha " << alpha << " layer " << l << " i " << i;
-        if (phi0.view({-1})[i].item<double>() == 0 && alpha > 1) EXPECT_EQ(analytic[i].item<double>(), 0);
+        if (phi0.view({-1})[i].item<double>() == 0 && alpha > 1) {
+          EXPECT_EQ(analytic[i].item<double>(), 0);
+        }
         layer.copy_(w0);
       }
     }
