@@ -22,6 +22,7 @@
 #include "espalier/nn/init.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/metrics.h"
+#include "espalier/train/weight_record.h"
 
 namespace espalier::continual {
 namespace {
@@ -110,6 +111,8 @@ class Learner {
     if (checkpoint) resume(*checkpoint);
     metrics_ = std::make_unique<train::MetricsWriter>(directory_->metrics(), position);
     timing_ = std::make_unique<train::MetricsWriter>(directory_->timing(), timing);
+    weights_ = std::make_unique<train::MetricsWriter>(
+        directory_->weights(), checkpoint ? checkpoint->state.at("weights_position").get<std::int64_t>() : 0);
     try {
       if (!checkpoint) measure();  // the network before the first task
       while (!complete()) {
@@ -132,6 +135,7 @@ class Learner {
     metrics_->write("end", total_steps_, {{"status", "done"}});
     metrics_->position();
     timing_->position();
+    weights_->position();
     Json summary = summarise("done");
     directory_->write_summary(summary);
     return {train::Outcome::done, summary};
@@ -539,6 +543,7 @@ class Learner {
       live.record["val_accuracy"] = validate();
     }
     if (config_.continual.method == "ewc") remember();
+    if (weights_) weights_->write("weights", total_steps_, train::weight_record(*live.model.sparsifier));
     const std::int64_t first = number();
     for (std::size_t k = 0; k < live.data.size(); ++k) {
       PackedTask task;
@@ -676,6 +681,7 @@ class Learner {
     c.state["train_seconds"] = seconds();
     c.state["metrics_position"] = metrics_->position();
     c.state["timing_position"] = timing_->position();
+    c.state["weights_position"] = weights_->position();
     store_->save(c, false);
   }
 
@@ -735,7 +741,7 @@ class Learner {
   std::unique_ptr<Live> live_;
   std::vector<std::unique_ptr<data::Loader>> tests_;
   std::unique_ptr<train::CheckpointStore> store_;
-  std::unique_ptr<train::MetricsWriter> metrics_, timing_;
+  std::unique_ptr<train::MetricsWriter> metrics_, timing_, weights_;
   std::vector<std::int64_t> order_;  // joint: of the batches of order_epoch_
   std::int64_t order_epoch_ = -1;
   std::int64_t total_steps_ = 0, samples_ = 0;

@@ -89,7 +89,7 @@ TEST_F(Continual, KilledAndResumedItEndsInTheSameBytes) {
     ++killed;
   }
   EXPECT_GT(killed, 0);
-  for (const char* file : {"pack.safetensors", "metrics.jsonl"}) {
+  for (const char* file : {"pack.safetensors", "metrics.jsonl", "weights.jsonl"}) {
     EXPECT_EQ(read(std::string("whole/") + file), read(std::string("killed/") + file)) << file;
   }
 }

