@@ -80,6 +80,7 @@ RunConfig config_of(const Arguments& arguments, const Context& context, const Ar
   for (const auto& s : all.set)
     if (meant_for(s, arm)) set.push_back(s);
   all.set = set;
+  if (!arm.set.empty() && arm.set.front().rfind("method.name", 0) == 0) all.other_table = "method";
   all.set.insert(all.set.end(), arm.set.begin(), arm.set.end());
   const auto run_of = [&](const std::string& name) { return (dir / fmt::format("{}-{}", name, seed)).string(); };
   if (!arm.structure.empty()) all.flags.push_back({"reproduce", "run.structure_from", run_of(arm.structure)});
@@ -90,7 +91,8 @@ RunConfig config_of(const Arguments& arguments, const Context& context, const Ar
   if (!arm.size.empty()) {
     // Those of layers that stay dense as well.
     std::int64_t weights = 0;
-    for (const Json& layer : train::read_json(fs::path(run_of(arm.size)) / "summary.json").at("storage")) {
+    const Json summary = train::read_json(fs::path(run_of(arm.size)) / "summary.json");
+    for (const Json& layer : summary.at("storage")) {
       weights += layer.at("nnz").get<std::int64_t>();
     }
     all.flags.push_back({"reproduce", "model.max_weights", std::to_string(weights)});

@@ -36,7 +36,8 @@ std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& c
   for (const auto& cell : cells) {
     if (!fs::exists(pruned_file(dir, cell.name))) continue;
     if (std::find(labels.begin(), labels.end(), cell.label) == labels.end()) labels.push_back(cell.label);
-    for (const auto& point : train::read_json(pruned_file(dir, cell.name)).at("points")) {
+    const train::Json pruned = train::read_json(pruned_file(dir, cell.name));
+    for (const auto& point : pruned.at("points")) {
       const auto value = [&](const char* key) { return train::to_json_line(point.at(key)); };
       csv += fmt::format("{},{},{},{},{},{},{},{}\n", csv_field(cell.name), csv_field(cell.label), cell.config.run.seed,
                          value("keep"), value("sparsity"), value("nnz"), value("accuracy"), value("loss"));

@@ -57,11 +57,11 @@ RunConfig started_config(const Arguments& arguments, const Context& context) {
                  "--structure-from gives the masks, --values-from the weights, and a configuration the rest; give a "
                  "file or --preset NAME");
   train::ConfigSources from = sources(arguments.config, context);
-  const std::string structure = fs::absolute(arguments.structure_from).lexically_normal().string();
   if (!arguments.structure_from.empty() && fs::is_directory(arguments.structure_from)) {
     from.flags.push_back({"--structure-from", "run.structure_from", arguments.structure_from});
   } else if (!arguments.structure_from.empty()) {
     from.flags.push_back({"--structure-from", "method.name", "given"});
+    const std::string structure = fs::absolute(arguments.structure_from).lexically_normal().string();
     from.flags.push_back({"--structure-from", "method.structure", structure});
     from.flags.push_back({"--structure-from", "sparsity.sparsity", "0"});
   }

@@ -8,7 +8,7 @@ namespace {
 
 using nlohmann::json;
 
-class Reproduce : public Program {};
+class ReproduceAdaptiveAlpha : public Program {};
 
 const char* const kTiny = R"(
 [data]
@@ -25,7 +25,7 @@ batch_size = 32
 lr = 0.1
 )";
 
-TEST_F(Reproduce, AdaptiveAlphaBesideFixedOnes) {
+TEST_F(ReproduceAdaptiveAlpha, BesideFixedOnes) {
   write("c.toml", kTiny);
   const std::string command =
       "reproduce adaptive-alpha c.toml --dir runs --seeds 2 --alphas 1,2 --threads 1 --json --arm alpha-1 --arm "
@@ -68,7 +68,7 @@ TEST_F(Reproduce, AdaptiveAlphaBesideFixedOnes) {
   EXPECT_EQ(again.err.find("epoch 1"), std::string::npos) << "a finished run was run again";
 }
 
-TEST_F(Reproduce, AdaptiveAlphaRefusesWhatIsWrongBeforeItRuns) {
+TEST_F(ReproduceAdaptiveAlpha, RefusesWhatIsWrongBeforeItRuns) {
   write("c.toml", kTiny);
   const auto refused = [&](const std::string& arguments, const std::string& text) {
     const Result r = run("reproduce adaptive-alpha c.toml --dir runs " + arguments);
