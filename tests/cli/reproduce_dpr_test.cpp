@@ -109,7 +109,8 @@ TEST_F(StartFromARun, ItsStructureAndItsValues) {
   ASSERT_EQ(run("train c.toml --run-dir first").status, 0);
   const auto kept = [&](const std::string& run) {
     json list = json::array();
-    for (const auto& layer : json::parse(read(run + "/summary.json")).at("storage")) list.push_back(layer.at("nnz"));
+    const json summary = json::parse(read(run + "/summary.json"));
+    for (const auto& layer : summary.at("storage")) list.push_back(layer.at("nnz"));
     return list;
   };
   const std::string rest = " --set run.seed=9";

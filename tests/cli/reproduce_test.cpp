@@ -55,7 +55,8 @@ TEST_F(ReproduceAdaptiveAlpha, BesideFixedOnes) {
   const Result inspect = run("inspect runs/alpha-2-1/checkpoints/latest/model.safetensors --epsilon 0.05 --json");
   ASSERT_EQ(inspect.status, 0) << inspect.err;
   double below = 0, all = 0;
-  for (const json& t : json::parse(inspect.out).at("tensors")) {
+  const json seen = json::parse(inspect.out);
+  for (const json& t : seen.at("tensors")) {
     if (t.at("shape").size() != 2) continue;
     below += t.at("near_zero").get<double>() * t.at("elements").get<double>();
     all += t.at("elements").get<double>();
