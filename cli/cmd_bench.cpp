@@ -16,7 +16,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Arguments {
+struct BenchArguments {
   std::string level, what, shapes_file, optimizer = "sgd";
   std::vector<std::string> shapes, passes, models = {"wrn-28-2"};
   std::vector<std::int64_t> batches;
@@ -52,7 +52,7 @@ std::vector<std::int64_t> numbers(const Shape& shape, char separator, const char
   return out;
 }
 
-std::vector<Shape> shapes_of(const Arguments& a, const std::vector<std::string>& usual) {
+std::vector<Shape> shapes_of(const BenchArguments& a, const std::vector<std::string>& usual) {
   std::vector<Shape> shapes;
   for (const auto& s : a.shapes) shapes.push_back({s, "--shape"});
   if (!a.shapes_file.empty()) {
@@ -80,11 +80,11 @@ struct Work {
   std::function<std::vector<bench::Row>(std::int64_t batch, double sparsity, int threads)> rows;
 };
 
-bool wants(const Arguments& a, const std::string& pass) {
+bool wants(const BenchArguments& a, const std::string& pass) {
   return a.passes.empty() || std::find(a.passes.begin(), a.passes.end(), pass) != a.passes.end();
 }
 
-Work linear_work(const Arguments& a, const Shape& shape) {
+Work linear_work(const BenchArguments& a, const Shape& shape) {
   const auto sizes = numbers(shape, 'x', "784x300 (inputs x outputs)");
   ESPALIER_CHECK(sizes.size() == 2, ErrorKind::usage, "{}: shape \"{}\": expected inputs x outputs", shape.where,
                  shape.text);
@@ -95,7 +95,7 @@ Work linear_work(const Arguments& a, const Shape& shape) {
           }};
 }
 
-Work conv_work(const Arguments& a, const Shape& shape) {
+Work conv_work(const BenchArguments& a, const Shape& shape) {
   const bench::ConvCase given = bench::conv_case(shape.text, shape.where);
   return {shape.text, 64, [&a, given](std::int64_t batch, double sparsity, int threads) {
             bench::ConvCase c = given;
@@ -114,14 +114,14 @@ std::vector<std::int64_t> widths_of(const Shape& shape) {
   return widths;
 }
 
-Work step_work(const Arguments& a, const Shape& shape) {
+Work step_work(const BenchArguments& a, const Shape& shape) {
   const auto widths = widths_of(shape);
   return {shape.text, 128, [&a, widths](std::int64_t batch, double sparsity, int threads) {
             return bench::bench_step({widths, batch, sparsity, threads, a.optimizer, kRewireEvery}, a.seconds, a.seed);
           }};
 }
 
-Work model_work(const Arguments& a, const std::string& model, const Shape& shape) {
+Work model_work(const BenchArguments& a, const std::string& model, const Shape& shape) {
   bench::ModelCase given;
   given.model = model;
   if (model == "mlp") {
@@ -146,7 +146,7 @@ Work model_work(const Arguments& a, const std::string& model, const Shape& shape
 }
 
 /// Reads everything that the command line asks for before anything is timed.
-std::vector<Work> works_of(const Arguments& a) {
+std::vector<Work> works_of(const BenchArguments& a) {
   const bool layers = a.level == "kernels" || a.level == "layer";
   const std::vector<std::string> kinds = layers              ? std::vector<std::string>{"linear", "conv2d"}
                                          : a.level == "step" ? std::vector<std::string>{"mlp"}
@@ -226,7 +226,7 @@ void print_table(const std::vector<bench::Row>& rows, const Context& context) {
   context.console.print(columns(table));
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const BenchArguments& a, Context& context) {
   ESPALIER_CHECK(std::find(kLevels.begin(), kLevels.end(), a.level) != kLevels.end(), ErrorKind::usage,
                  "espalier bench: \"{}\": unknown. Known: {}.{}", a.level, fmt::join(kLevels, ", "),
                  suggestion(a.level, kLevels));
@@ -301,7 +301,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_bench_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<BenchArguments>();
   CLI::App* command = app.add_subcommand("bench", "Time sparse layers, training steps and models beside dense ones");
   command
       ->add_option("LEVEL", a->level,

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kMaxLeftOut = 10;  // said one by one
 
-struct Arguments {
+struct CompareArguments {
   std::vector<std::string> runs;
   report::CompareOptions options;
   std::string spread = "deviation", format = "text";
@@ -30,7 +30,7 @@ void say_left_out(const report::Comparison& comparison) {
   }
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const CompareArguments& arguments, Context& context) {
   std::vector<std::filesystem::path> paths(arguments.runs.begin(), arguments.runs.end());
   const auto runs = report::read_runs(paths);
   const report::Comparison comparison = report::compare(runs, arguments.options);
@@ -60,7 +60,7 @@ std::string comparison_table(const std::filesystem::path& sweep) {
 }
 
 void add_compare_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<CompareArguments>();
   CLI::App* command = app.add_subcommand("compare", "One table of many runs: mean, spread and number of seeds");
   command->add_option("RUN", a->runs, "run directories, sweeps, or directories of runs")
       ->required()

@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Arguments {
+struct ConfigCommandArguments {
   ConfigArguments config;
   bool resolved = false, schema = false, json = false;
 };
@@ -71,7 +71,7 @@ Json schema_json() {
   return {{"schema_version", 1}, {"tables", tables}, {"methods", methods}};
 }
 
-int run(const Arguments& arguments, const Context& context) {
+int run(const ConfigCommandArguments& arguments, const Context& context) {
   const ConfigArguments& from = arguments.config;
   Console& console = context.console;
   if (arguments.schema) {
@@ -95,7 +95,7 @@ int run(const Arguments& arguments, const Context& context) {
 }  // namespace
 
 void add_config_command(CLI::App& app, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ConfigCommandArguments>();
   CLI::App* command = app.add_subcommand("config", "Print, check and explain configurations");
   add_config_arguments(*command, arguments->config);
   command->add_flag("--resolved", arguments->resolved,

@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
 
-struct Arguments {
+struct ContinualArguments {
   ConfigArguments config;
   std::string run_dir, resume, add_task, out, task_data;
   std::vector<std::string> allow_change;
@@ -78,11 +78,11 @@ std::string report(const Json& s) {
   return text;
 }
 
-void show(const Arguments& a, Context& context, const Json& summary) {
+void show(const ContinualArguments& a, Context& context, const Json& summary) {
   context.console.print(a.json ? train::to_json_text(summary) : report(summary));
 }
 
-int add(const Arguments& a, Context& context) {
+int add(const ContinualArguments& a, Context& context) {
   ESPALIER_CHECK(
       a.config.file.empty() && a.config.preset.empty() && a.run_dir.empty() && a.resume.empty(), ErrorKind::usage,
       "--add-task takes everything from the packed file: leave CONFIG, --preset, --run-dir and --resume out, "
@@ -114,7 +114,7 @@ int add(const Arguments& a, Context& context) {
   return 0;
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const ContinualArguments& a, Context& context) {
   if (!a.add_task.empty()) return add(a, context);
   ESPALIER_CHECK(a.out.empty() && a.task_data.empty(), ErrorKind::usage,
                  "--out and --task-data belong to --add-task PACK; a sequence goes to --run-dir");
@@ -176,7 +176,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_continual_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ContinualArguments>();
   CLI::App* command = app.add_subcommand("continual", "Learn a sequence of tasks into one network, without forgetting");
   add_config_arguments(*command, a->config);
   command->add_option("--run-dir", a->run_dir, "where the run is written; otherwise a new folder under runs/")

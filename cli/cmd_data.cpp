@@ -15,14 +15,14 @@ namespace {
 
 using train::Json;
 
-struct Arguments {
+struct DataArguments {
   ConfigArguments config;
   std::string name;
   bool json = false;
 };
 
 /// A data set by name is the configuration of the defaults with that name.
-train::RunConfig configuration(const Arguments& a, const Context& context) {
+train::RunConfig configuration(const DataArguments& a, const Context& context) {
   ESPALIER_CHECK(a.name.empty() || !a.config.given(), ErrorKind::usage,
                  "data: give --name or a configuration, not both");
   ESPALIER_CHECK(!a.name.empty() || a.config.given(), ErrorKind::usage,
@@ -52,7 +52,7 @@ void read_all(const data::Images& images) {
   for (std::int64_t b = 0; b < loader.batches_per_epoch(); ++b) loader.batch(0, b);
 }
 
-int run(const Arguments& a, Context& context, bool check_only) {
+int run(const DataArguments& a, Context& context, bool check_only) {
   const train::RunConfig config = configuration(a, context);
   set_threads(static_cast<int>(config.run.threads));
   const train::RunData run_data(
@@ -101,7 +101,7 @@ int run(const Arguments& a, Context& context, bool check_only) {
 }
 
 void add(CLI::App& parent, Context& context, const char* name, const char* help, bool check_only) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<DataArguments>();
   CLI::App* command = parent.add_subcommand(name, help);
   command->add_option("--name", a->name, "a data set with default options (espalier list datasets)")
       ->option_text("NAME");

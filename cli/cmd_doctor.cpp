@@ -177,14 +177,14 @@ std::string to_text(const Report& report) {
   return text + (report.healthy() ? "Nothing that must be mended.\n" : "");
 }
 
-struct Arguments {
+struct DoctorArguments {
   bool json = false, check = false;
 };
 
 }  // namespace
 
 void add_doctor_command(CLI::App& app, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<DoctorArguments>();
   CLI::App* command = app.add_subcommand("doctor", "Show what runs compute on, how fast it is, and what to mend");
   command->add_flag("--json", arguments->json, "print one JSON document");
   command->add_flag("--check", arguments->check, "exit status 4 if something must be mended");

@@ -12,7 +12,7 @@
 namespace espalier::cli {
 namespace {
 
-struct Arguments {
+struct EvalArguments {
   std::string run, weights, split = "test", data_root;
   bool best = false, json = false, infer_task = false;
   int threads = 0;
@@ -23,14 +23,14 @@ struct Arguments {
 namespace fs = std::filesystem;
 
 /// The packed file that is meant, or "" for a run of one task.
-std::string pack_of(const Arguments& a) {
+std::string pack_of(const EvalArguments& a) {
   if (fs::is_regular_file(a.run)) return a.run;
   const fs::path inside = fs::path(a.run) / "pack.safetensors";
   return fs::is_regular_file(inside) ? inside.string() : "";
 }
 
 /// Of one task, or of all.
-int eval_pack(const Arguments& a, Context& context, const std::string& file) {
+int eval_pack(const EvalArguments& a, Context& context, const std::string& file) {
   ESPALIER_CHECK(a.weights.empty() && !a.best, ErrorKind::usage,
                  "{}: is a packed network: --weights and --best belong to runs of one task", file);
   const continual::Pack pack = continual::load_pack(file);
@@ -118,7 +118,7 @@ int eval_pack(const Arguments& a, Context& context, const std::string& file) {
   return 0;
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const EvalArguments& a, Context& context) {
   set_threads(a.threads);
   if (const std::string file = pack_of(a); !file.empty()) return eval_pack(a, context, file);
   ESPALIER_CHECK(a.task == 0 && !a.infer_task, ErrorKind::usage,
@@ -156,7 +156,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_eval_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<EvalArguments>();
   CLI::App* command = app.add_subcommand("eval", "Measure the accuracy of a trained run");
   command->add_option("RUN", a->run, "run directory, one of its checkpoints, or a packed network")
       ->required()

@@ -13,7 +13,7 @@
 namespace espalier::cli {
 namespace {
 
-struct Arguments {
+struct InitArguments {
   ConfigArguments config;
   std::string model, method, sparsity, distribution, data, input, out, weights;
   std::int64_t classes = 0;
@@ -33,7 +33,7 @@ nn::InputShape shape_of(const std::string& text) {
   return shape;
 }
 
-train::RunConfig configuration(const Arguments& a, const Context& context) {
+train::RunConfig configuration(const InitArguments& a, const Context& context) {
   train::ConfigSources from = sources(a.config, context);
   const auto flag = [&](const char* name, const char* key, const std::string& value) {
     if (!value.empty()) from.flags.push_back({name, key, value});
@@ -84,7 +84,7 @@ std::string table_of(const train::InitReport& report) {
   return text;
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const InitArguments& a, Context& context) {
   const train::RunConfig config = configuration(a, context);
   set_threads(static_cast<int>(config.run.threads));
   // Data are read where they are asked for; otherwise a shape is all that a network needs.
@@ -147,7 +147,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_init_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<InitArguments>();
   CLI::App* command = app.add_subcommand("init", "Prune a network before it is trained; write its masks and weights");
   add_config_arguments(*command, a->config);
   command->add_option("--model", a->model, "the network (espalier list models)")->option_text("NAME");

@@ -16,7 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using train::Json;
 
-struct Arguments {
+struct InspectArguments {
   std::string path;
   double epsilon = 0.01;
   std::int64_t bins = 0;
@@ -57,7 +57,7 @@ std::vector<std::int64_t> compressed_shape(const std::string& weight, const at::
 /// One row for each tensor, and for each compressed weight; for a weight that has a mask, nnz is what the mask keeps,
 /// else what is not zero.
 Json tensor_rows(const train::NamedTensors& tensors, const std::map<std::string, std::string>& metadata,
-                 const Arguments& a) {
+                 const InspectArguments& a) {
   const std::map<std::string, at::Tensor> by_name(tensors.begin(), tensors.end());
   Json rows = Json::array();
   for (const auto& [name, tensor] : tensors) {
@@ -120,7 +120,7 @@ std::string table_of(const Json& rows) {
   return columns(table);
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const InspectArguments& a, Context& context) {
   const fs::path path = a.path;
   ESPALIER_CHECK(fs::exists(path), ErrorKind::usage, "{}: no such file or directory", a.path);
   Json out = {{"path", a.path}};
@@ -181,7 +181,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_inspect_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "Show what a run, a checkpoint or a safetensors file holds");
   command->add_option("PATH", a->path, "run directory, checkpoint or .safetensors file")->required()->option_text("");
   command

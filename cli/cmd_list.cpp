@@ -58,11 +58,11 @@ int run(const std::string& kind, bool json, const Context& context) {
 }  // namespace
 
 void add_list_command(CLI::App& app, Context& context) {
-  struct Arguments {
+  struct ListArguments {
     std::string kind;
     bool json = false;
   };
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ListArguments>();
   CLI::App* command = app.add_subcommand("list", "List methods, models, datasets or presets");
   command->add_option("KIND", arguments->kind, "methods, models, datasets or presets; all if left out")
       ->option_text("");

@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct PruneArguments {
   std::string run, data_root, save, retrain = "0it";
   std::vector<double> keep, sparsity;
   bool best = false, json = false;
@@ -37,7 +37,7 @@ void keep(const train::Json& result, const fs::path& run, const train::PruneOpti
   }
 }
 
-int run(Arguments arguments, Context& context) {
+int run(PruneArguments arguments, Context& context) {
   ESPALIER_CHECK(arguments.keep.empty() || arguments.sparsity.empty(), ErrorKind::usage,
                  "--keep and --sparsity are two ways to say the same; give one");
   train::PruneOptions& options = arguments.options;
@@ -96,7 +96,7 @@ int run(Arguments arguments, Context& context) {
 }  // namespace
 
 void add_prune_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<PruneArguments>();
   CLI::App* command = app.add_subcommand("prune", "Prune a trained run to several sparsities: accuracy at each");
   command->add_option("RUN", a->run, "run directory, or one of its checkpoints")->required()->option_text("");
   command

@@ -18,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct ReportArguments {
   std::vector<std::string> runs, baseline, figures;
   std::string out, format = "html", axis = "auto";
   bool each = false, list = false;
@@ -95,7 +95,7 @@ void rasterise(const fs::path& svg, const fs::path& png, const fs::path& scratch
 }
 
 /// Single figures. Returns what was written.
-std::vector<fs::path> write_figures(const Arguments& a, const std::vector<report::Figure>& figures) {
+std::vector<fs::path> write_figures(const ReportArguments& a, const std::vector<report::Figure>& figures) {
   const bool drawn = a.format != "json";
   if (drawn) {
     ESPALIER_CHECK(
@@ -151,7 +151,7 @@ std::vector<report::Figure> chosen(const std::vector<report::Figure>& all, const
   return out;
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const ReportArguments& a, Context& context) {
   std::vector<report::Run> runs;
   std::vector<fs::path> seen;
   std::size_t baselines = 0;
@@ -214,7 +214,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_report_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ReportArguments>();
   CLI::App* command = app.add_subcommand("report", "Show runs as one page of figures and tables that opens offline");
   command
       ->add_option(

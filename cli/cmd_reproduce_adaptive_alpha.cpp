@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
 
-struct Arguments {
+struct ReproduceAdaptiveAlphaArguments {
   ConfigArguments config;
   std::string dir = "runs/reproduce-adaptive-alpha";
   std::vector<double> alphas = {1, 1.25, 1.5, 2, 3, 4};
@@ -67,7 +67,8 @@ bool meant_for(const std::string& setting, const Arm& arm) {
   return setting.rfind("reparam.update", 0) == 0;
 }
 
-RunConfig config_of(const Arguments& arguments, const Context& context, const Arm& arm, std::int64_t seed) {
+RunConfig config_of(const ReproduceAdaptiveAlphaArguments& arguments, const Context& context, const Arm& arm,
+                    std::int64_t seed) {
   ConfigArguments given = arguments.config;
   if (!given.given()) given.preset = "mnist-ann";
   train::ConfigSources all = sources(given, context);
@@ -94,7 +95,7 @@ struct Finished {
   Json trace = Json::array();  ///< events "alpha" of metrics.jsonl, with the epoch
 };
 
-Finished finished(const RunConfig& config, const fs::path& path, const Json& summary, double epsilon) {
+Finished what_it_did(const RunConfig& config, const fs::path& path, const Json& summary, double epsilon) {
   Finished f;
   f.test_accuracy = summary.at("test_accuracy").get<double>();
   f.alpha = summary.at("alpha");
@@ -154,7 +155,7 @@ std::vector<std::string> trace_cells(const Json& trace) {
   return cells;
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
   ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
                  "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
@@ -187,7 +188,7 @@ int run(const Arguments& arguments, Context& context) {
         log_info("stopped by a signal; the same command goes on");
         return kStoppedBySignal;
       }
-      runs[arm.name].push_back(finished(config, path, *summary, epsilon));
+      runs[arm.name].push_back(what_it_did(config, path, *summary, epsilon));
       const Finished& f = runs[arm.name].back();
       log_info(fmt::format("{}: test accuracy {:.4f}, near zero {:.4f}, without them {:.4f}", path.string(),
                            f.test_accuracy, f.near_zero, f.without_them));
@@ -241,7 +242,7 @@ int run(const Arguments& arguments, Context& context) {
 }  // namespace
 
 void add_reproduce_adaptive_alpha_command(CLI::App& reproduce, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ReproduceAdaptiveAlphaArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "adaptive-alpha", "Powerpropagation that tunes its alpha, beside fixed ones (Jain, Raj and Asgaonkar 2022)");
   add_config_arguments(*command, arguments->config);

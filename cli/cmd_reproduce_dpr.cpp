@@ -20,7 +20,7 @@ using train::RunConfig;
 
 /// One bar of the figure. `structure` and `values`: the arm whose run of the same seed it starts from; `size`: the one
 /// that has as many weights.
-struct Arm {
+struct DprArm {
   std::string name, description;
   std::vector<std::string> set;
   std::string structure, values;
@@ -31,7 +31,7 @@ struct Arm {
 
 /// Mostafa and Wang, "Dynamic parameter reallocation improves trainability of deep convolutional networks", NIPS 2018
 /// workshop, figure 1.
-std::vector<Arm> dpr_arms() {
+std::vector<DprArm> dpr_arms() {
   // Another seed than that of the run whose structure it has: other values.
   constexpr std::int64_t kFresh = 1000;
   return {
@@ -59,7 +59,7 @@ std::vector<Arm> dpr_arms() {
   };
 }
 
-struct Arguments {
+struct ReproduceDprArguments {
   ConfigArguments config;
   std::string dir;
   std::vector<std::string> arms;
@@ -68,13 +68,13 @@ struct Arguments {
 };
 
 /// What the user has set for a method holds for the arms that have that method.
-bool meant_for(const std::string& setting, const Arm& arm) {
+bool meant_for(const std::string& setting, const DprArm& arm) {
   if (setting.rfind("method.", 0) != 0 || setting.rfind("method.name", 0) == 0) return true;
   return arm.set.empty() || arm.set.front().rfind("method.name", 0) != 0;
 }
 
-RunConfig config_of(const Arguments& arguments, const Context& context, const Arm& arm, const fs::path& dir,
-                    std::int64_t seed) {
+RunConfig config_of(const ReproduceDprArguments& arguments, const Context& context, const DprArm& arm,
+                    const fs::path& dir, std::int64_t seed) {
   train::ConfigSources all = sources(arguments.config, context);
   std::vector<std::string> set;
   for (const auto& s : all.set)
@@ -101,13 +101,13 @@ RunConfig config_of(const Arguments& arguments, const Context& context, const Ar
   return train::load_config(all);
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const ReproduceDprArguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
   ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
                  "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
-  std::vector<Arm> arms;
+  std::vector<DprArm> arms;
   std::vector<std::string> known;
-  for (const Arm& arm : dpr_arms()) {
+  for (const DprArm& arm : dpr_arms()) {
     known.push_back(arm.name);
     if (arguments.arms.empty() ||
         std::find(arguments.arms.begin(), arguments.arms.end(), arm.name) != arguments.arms.end())
@@ -117,8 +117,8 @@ int run(const Arguments& arguments, Context& context) {
     ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
                    "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
   }
-  ESPALIER_CHECK(std::any_of(arms.begin(), arms.end(), [](const Arm& a) { return a.name == "dpr"; }) ||
-                     std::none_of(arms.begin(), arms.end(), [](const Arm& a) { return a.needs_dpr(); }),
+  ESPALIER_CHECK(std::any_of(arms.begin(), arms.end(), [](const DprArm& a) { return a.name == "dpr"; }) ||
+                     std::none_of(arms.begin(), arms.end(), [](const DprArm& a) { return a.needs_dpr(); }),
                  ErrorKind::usage,
                  "--arm: \"structure\", \"structure-and-values\" and \"thin\" start from the runs of \"dpr\": add "
                  "--arm dpr");
@@ -130,7 +130,7 @@ int run(const Arguments& arguments, Context& context) {
   std::vector<std::vector<std::string>> rows = {{"arm", "test accuracy", "kept", ""}};
   std::map<std::string, std::int64_t> nnz;
   for (std::int64_t seed = 1; seed <= arguments.seeds; ++seed) {
-    for (const Arm& arm : arms) {
+    for (const DprArm& arm : arms) {
       const RunConfig config = config_of(arguments, context, arm, dir, seed);
       set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
@@ -146,7 +146,7 @@ int run(const Arguments& arguments, Context& context) {
     }
   }
   std::string table = "| arm | | test accuracy, % | runs | weights kept |\n|---|---|---|---|---|\n";
-  for (const Arm& arm : arms) {
+  for (const DprArm& arm : arms) {
     const report::Statistics s = report::statistics(accuracy[arm.name]);
     const std::string text = fmt::format("{:.2f} +- {:.2f}", 100 * s.mean, 100 * s.deviation);
     rows.push_back({arm.name, text, std::to_string(nnz[arm.name]), arm.description});
@@ -167,7 +167,7 @@ int run(const Arguments& arguments, Context& context) {
 }  // namespace
 
 void add_reproduce_dpr_command(CLI::App& reproduce, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ReproduceDprArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "dpr", "Dynamic parameter reallocation beside its rivals (Mostafa and Wang 2018, figure 1)");
   add_config_arguments(*command, arguments->config);

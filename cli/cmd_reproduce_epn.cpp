@@ -19,20 +19,20 @@ using train::RunConfig;
 
 constexpr const char* kReportPreset = "epn-permuted-mnist-3";
 
-struct Arm {
+struct EpnArm {
   std::string name, description;
   std::vector<std::string> set;
 };
 
-Arm efficient(const std::string& alpha) {
+EpnArm efficient(const std::string& alpha) {
   return {"epn-" + alpha,
           alpha == "1" ? "EfficientPackNet" : "EfficientPackNet, Powerpropagation with alpha " + alpha,
           {"continual.method=efficient-packnet", "reparam.name=powerprop", "reparam.alpha=" + alpha}};
 }
 
-std::vector<Arm> epn_arms() {
+std::vector<EpnArm> epn_arms() {
   const auto plain = [](const char* name, const char* description) {
-    return Arm{
+    return EpnArm{
         name, description, {std::string("continual.method=") + name, "reparam.name=identity", "reparam.alpha=1"}};
   };
   return {efficient("1"),
@@ -46,7 +46,7 @@ std::vector<Arm> epn_arms() {
           plain("joint", "all tasks at once")};
 }
 
-struct Arguments {
+struct ReproduceEpnArguments {
   ConfigArguments config;
   std::string dir;
   std::vector<std::string> arms;
@@ -55,7 +55,7 @@ struct Arguments {
 };
 
 /// What the user has set for a method holds for the arms that have that method.
-bool meant_for(const std::string& setting, const Arm& arm) {
+bool meant_for(const std::string& setting, const EpnArm& arm) {
   static const std::vector<std::string> kEpnOnly = {"continual.gamma", "continual.search", "continual.keep_rates",
                                                     "continual.fallback"};  // search_steps too
   const bool epn = arm.name.rfind("epn-", 0) == 0, packs = epn || arm.name == "packnet";
@@ -67,7 +67,7 @@ bool meant_for(const std::string& setting, const Arm& arm) {
   return true;
 }
 
-RunConfig config_of(const Arguments& a, const Context& context, const Arm& arm, std::int64_t seed) {
+RunConfig config_of(const ReproduceEpnArguments& a, const Context& context, const EpnArm& arm, std::int64_t seed) {
   train::ConfigSources all = sources(a.config, context);
   if (!a.config.given()) all.preset = kReportPreset;
   std::vector<std::string> set = arm.set;
@@ -84,7 +84,7 @@ RunConfig config_of(const Arguments& a, const Context& context, const Arm& arm, 
 }
 
 /// The finished run's summary; an unfinished run goes on, one that is there is left alone.
-std::optional<Json> summary_of(const RunConfig& config, const fs::path& path, const std::atomic<bool>* stop) {
+std::optional<Json> continual_summary_of(const RunConfig& config, const fs::path& path, const std::atomic<bool>* stop) {
   const std::string text = train::to_toml(config);
   const fs::path saved = path / "config.toml";
   if (fs::exists(saved)) {
@@ -114,7 +114,7 @@ std::string mean_and_deviation(const std::vector<double>& values, double unit) {
                      unit * std::sqrt(squares / static_cast<double>(values.size() - 1)));
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const ReproduceEpnArguments& a, Context& context) {
   ESPALIER_CHECK(a.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", a.seeds);
   ESPALIER_CHECK(a.config.seed.empty(), ErrorKind::usage,
                  "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
@@ -122,7 +122,7 @@ int run(const Arguments& a, Context& context) {
   const bool report = a.config.file.empty() && (a.config.preset.empty() || a.config.preset == kReportPreset);
   if (wanted.empty() && report) wanted = {"epn-1", "epn-1.5"};
   if (wanted.empty()) wanted = {"epn-1", "epn-1.5", "epn-2", "epn-3", "packnet", "fine-tuning", "separate"};
-  for (const Arm& arm : epn_arms()) known.push_back(arm.name);
+  for (const EpnArm& arm : epn_arms()) known.push_back(arm.name);
   for (const auto& name : wanted) {
     ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
                    "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
@@ -134,13 +134,13 @@ int run(const Arguments& a, Context& context) {
                                             "capacity_used"};
   std::map<std::string, std::map<std::string, std::vector<double>>> values;  // of an arm, of a metric
   for (std::int64_t seed = 1; seed <= a.seeds; ++seed) {
-    for (const Arm& arm : epn_arms()) {
+    for (const EpnArm& arm : epn_arms()) {
       if (std::find(wanted.begin(), wanted.end(), arm.name) == wanted.end()) continue;
       const RunConfig config = config_of(a, context, arm, seed);
       set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
       log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
-      const auto summary = summary_of(config, path, stop);
+      const auto summary = continual_summary_of(config, path, stop);
       if (!summary) {
         log_info("stopped by a signal; the same command goes on");
         return kStoppedBySignal;
@@ -157,7 +157,7 @@ int run(const Arguments& a, Context& context) {
   std::string table =
       "| arm | | average accuracy, % | forgetting, points | forward transfer, points | network used, % | runs "
       "|\n|---|---|---|---|---|---|---|\n";
-  for (const Arm& arm : epn_arms()) {
+  for (const EpnArm& arm : epn_arms()) {
     if (values.count(arm.name) == 0) continue;
     auto& of_arm = values[arm.name];
     std::vector<std::string> row = {arm.name};
@@ -180,7 +180,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_reproduce_epn_command(CLI::App& reproduce, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ReproduceEpnArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "epn",
       "Tasks packed into one network: EfficientPackNet with and without Powerpropagation, PackNet and baselines");

@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct ReproducePhewArguments {
   std::string part = "structure", preset = "mnist-lenet300-phew", out = "runs/reproduce";
   std::vector<std::string> models = {"vgg16", "resnet20"};
   std::vector<std::string> methods;
@@ -45,8 +45,8 @@ std::string mean_and_spread(const std::vector<double>& values, double scale) {
                      scale * std::sqrt(square / static_cast<double>(values.size() - 1)));
 }
 
-train::ConfigSources from_preset(const Arguments& a, const Context& context, const std::string& method, double sparsity,
-                                 std::int64_t seed) {
+train::ConfigSources from_preset(const ReproducePhewArguments& a, const Context& context, const std::string& method,
+                                 double sparsity, std::int64_t seed) {
   train::ConfigSources from = sources(a.config, context);
   from.preset = a.preset;
   from.flags.push_back({"reproduce", "method.name", method});
@@ -58,7 +58,7 @@ train::ConfigSources from_preset(const Arguments& a, const Context& context, con
 // ---- widths and traces ---------------------------------------------------------------------------------------------
 
 /// Per layer: kept weights and width by each method; trace and flow of each network. No data are needed.
-int structure(const Arguments& a, Context& context) {
+int structure(const ReproducePhewArguments& a, Context& context) {
   const auto methods =
       or_else(a.methods, {"phew", "uniform-walks", "synflow", "synflow-l2", "random", "magnitude-at-init"});
   train::Json out = train::Json::array();
@@ -151,8 +151,8 @@ Finished finished_run(const train::RunConfig& config, const fs::path& path) {
   return run;
 }
 
-std::optional<std::vector<Finished>> runs_of(const Arguments& a, Context& context, const std::string& method,
-                                             double sparsity, const std::string& prefix,
+std::optional<std::vector<Finished>> runs_of(const ReproducePhewArguments& a, Context& context,
+                                             const std::string& method, double sparsity, const std::string& prefix,
                                              const std::vector<std::string>& set = {}) {
   std::vector<Finished> runs;
   for (const std::int64_t seed : a.seeds) {
@@ -181,7 +181,7 @@ const std::vector<std::string> kCompared = {"dense", "phew",  "synflow", "synflo
                                             "snip",  "grasp", "random",  "magnitude-at-init"};
 
 /// Test accuracy of each method at each sparsity, in per cent over the seeds, and validation accuracy after each epoch.
-int accuracy(const Arguments& a, Context& context) {
+int accuracy(const ReproducePhewArguments& a, Context& context) {
   const auto sparsities = or_else(a.sparsities, {0.9, 0.95, 0.98});
   std::vector<std::vector<std::string>> table = {{"method"}}, speed = {{"method", "sparsity", "validation accuracy"}};
   for (const double s : sparsities) table[0].push_back(fmt::format("{}", s));
@@ -218,7 +218,7 @@ int accuracy(const Arguments& a, Context& context) {
 }
 
 /// The gap of PHEW to other methods against the number of classes: subsets of the classes of one data set.
-int classes(const Arguments& a, Context& context) {
+int classes(const ReproducePhewArguments& a, Context& context) {
   const double sparsity = or_else(a.sparsities, {0.98}).front();
   const auto methods = or_else(a.methods, {"phew", "synflow", "snip", "grasp"});
   std::vector<std::vector<std::string>> table = {{"classes"}};
@@ -242,7 +242,7 @@ int classes(const Arguments& a, Context& context) {
   return 0;
 }
 
-int run(const Arguments& a, Context& context) {
+int run(const ReproducePhewArguments& a, Context& context) {
   if (a.part == "accuracy") return accuracy(a, context);
   if (a.part == "classes") return classes(a, context);
   return structure(a, context);
@@ -251,7 +251,7 @@ int run(const Arguments& a, Context& context) {
 }  // namespace
 
 void add_reproduce_phew_command(CLI::App& reproduce, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ReproducePhewArguments>();
   CLI::App* command = reproduce.add_subcommand("phew", "Pruning before training (Patil and Dovrolis 2021)");
   command
       ->add_option(

@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using train::Json;
 
-struct Arguments {
+struct ReproduceSweepsArguments {
   std::string name;
   ConfigArguments config;
   SweepArguments sweep;
@@ -70,7 +70,7 @@ int finish(const fs::path& dir, int status) {
   return status;
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const ReproduceSweepsArguments& arguments, Context& context) {
   const std::string text = train::sweep_text(arguments.name);
   if (arguments.show) {
     context.console.print(text);
@@ -103,7 +103,7 @@ int run(const Arguments& arguments, Context& context) {
 
 void add_reproduce_sweeps(CLI::App& reproduce, Context& context) {
   for (const auto& info : train::known_sweeps()) {
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<ReproduceSweepsArguments>();
     arguments->name = info.name;
     CLI::App* command = reproduce.add_subcommand(info.name, info.description);
     add_override_arguments(*command, arguments->config);

@@ -11,14 +11,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct SweepCommandArguments {
   ConfigArguments config;
   SweepArguments sweep;
   std::vector<std::string> grid;
 };
 
 /// runs/<stem of the file>, or runs/sweep-<preset>-<CRC-32 of what is varied>.
-fs::path default_directory(const Arguments& arguments) {
+fs::path default_directory(const SweepCommandArguments& arguments) {
   if (!arguments.config.file.empty()) return fs::path("runs") / fs::path(arguments.config.file).stem();
   std::string varied = arguments.config.preset;
   for (const auto& text : arguments.grid) varied += "\n" + text;
@@ -26,7 +26,7 @@ fs::path default_directory(const Arguments& arguments) {
   return fs::path("runs") / fmt::format("sweep-{}-{:08x}", arguments.config.preset, train::digest_of(varied).crc32);
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const SweepCommandArguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.config.given() || !arguments.grid.empty() || !arguments.sweep.seeds.empty(),
                  ErrorKind::usage, "nothing to run; expected SWEEP.toml, or --preset NAME and --sweep KEY=A,B");
   ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
@@ -51,7 +51,7 @@ int run(const Arguments& arguments, Context& context) {
 }  // namespace
 
 void add_sweep_command(CLI::App& app, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<SweepCommandArguments>();
   CLI::App* command =
       app.add_subcommand("sweep", "Train a grid or a list of configurations, several at once, and compare them");
   add_config_arguments(*command, arguments->config);

@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using train::RunConfig;
 
-struct Arguments {
+struct TrainArguments {
   ConfigArguments config;
   std::string run_dir, resume, structure_from, values_from;
   std::vector<std::string> allow_change;
@@ -51,7 +51,7 @@ class ProgressLine {
 };
 
 /// The configuration of a new run. --structure-from FILE makes its method `given`; from a run, the method stays.
-RunConfig started_config(const Arguments& arguments, const Context& context) {
+RunConfig started_config(const TrainArguments& arguments, const Context& context) {
   if (arguments.structure_from.empty() && arguments.values_from.empty()) return load(arguments.config, context);
   ESPALIER_CHECK(arguments.config.given(), ErrorKind::usage,
                  "--structure-from gives the masks, --values-from the weights, and a configuration the rest; give a "
@@ -76,7 +76,7 @@ std::string verdict(const train::Json& s) {
                      train::number_from_json(s.at("train_seconds")));
 }
 
-int show(const Arguments& arguments, Context& context, const train::Json& summary) {
+int show(const TrainArguments& arguments, Context& context, const train::Json& summary) {
   if (arguments.json) context.console.print(train::to_json_text(summary));
   if (arguments.require_accuracy < 0) return 0;
   const double accuracy = summary.at("test_accuracy").get<double>();
@@ -85,7 +85,7 @@ int show(const Arguments& arguments, Context& context, const train::Json& summar
   return 0;
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const TrainArguments& arguments, Context& context) {
   ESPALIER_CHECK(arguments.resume.empty() || arguments.run_dir.empty() || arguments.resume == arguments.run_dir,
                  ErrorKind::usage,
                  "--run-dir {} and --resume {}: a run goes on in its own directory; give --resume alone",
@@ -149,7 +149,7 @@ int run(const Arguments& arguments, Context& context) {
 }  // namespace
 
 void add_train_command(CLI::App& app, Context& context) {
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a network, or go on with a run");
   add_config_arguments(*command, arguments->config);
   command->add_option("--run-dir", arguments->run_dir, "where the run is written; otherwise a new folder under runs/")

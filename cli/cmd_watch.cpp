@@ -3,9 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <sstream>
@@ -19,19 +17,14 @@
 #include "espalier/train/json.h"
 #include "live_server.h"
 #include "page.h"
+#include "run_commands.h"
 
 namespace espalier::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
-std::atomic<bool> stop_requested{false};
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);
-}
-
-struct Arguments {
+struct WatchArguments {
   std::vector<std::string> runs;
   bool once = false, json = false, serve = false;
   double interval = 0;  // seconds; 0: a second on a terminal, half a minute elsewhere
@@ -83,15 +76,14 @@ std::string text_page(std::vector<report::LiveRun>& runs) {
          body + "<p><a href=\"report\">Report</a> <a href=\"api/runs\">JSON</a></p></body></html>\n";
 }
 
-int serve(const Arguments& arguments, std::vector<report::LiveRun>& runs) {
-  for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, request_stop);
+int serve(const WatchArguments& arguments, std::vector<report::LiveRun>& runs) {
   LiveServerOptions options;
   for (const auto& run : runs) options.runs.push_back(run.path());
   options.port = arguments.port;
   options.page = [&] { return text_page(runs); };
   options.report = [&options] { return report_page(options.runs); };
   options.ready = [](const std::string& url) { log_info(fmt::format("{} (Ctrl-C ends)", url)); };
-  serve_runs(options, stop_requested);
+  serve_runs(options, *stop_on_signals());
   return 0;
 }
 
@@ -116,7 +108,7 @@ void redraw(std::vector<report::LiveRun>& runs, double interval, Console& consol
   }
 }
 
-int run(const Arguments& arguments, Context& context) {
+int run(const WatchArguments& arguments, Context& context) {
   ESPALIER_CHECK(!(arguments.serve && (arguments.once || arguments.json)), ErrorKind::usage,
                  "--serve goes with neither --once nor --json");
   auto runs = open_runs(arguments.runs);
@@ -153,7 +145,7 @@ int run(const Arguments& arguments, Context& context) {
 }  // namespace
 
 void add_watch_command(CLI::App& app, Context& context) {
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<WatchArguments>();
   CLI::App* command = app.add_subcommand("watch", "Where runs stand while they train, on the terminal or in a browser");
   command->add_option("RUN", a->runs, "run directories, sweeps, or directories of runs")
       ->required()

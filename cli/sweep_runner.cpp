@@ -20,6 +20,7 @@
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
 #include "espalier/train/run_directory.h"
+#include "run_commands.h"
 
 extern char** environ;
 
@@ -32,12 +33,6 @@ using train::CellState;
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr auto kPoll = std::chrono::milliseconds(20);
-
-std::atomic<bool> stop_requested{false};
-void request_stop(int signal) {
-  stop_requested = true;
-  std::signal(signal, SIG_DFL);  // a second one does not wait; the cells get SIGTERM when this process is gone
-}
 
 /// The environment of a cell: ESPALIER_<TABLE>_<KEY> has gone into its configuration already.
 std::vector<std::string> cell_environment() {
@@ -153,8 +148,8 @@ class Runner {
          Context& context)
       : dir_(dir), cells_(cells), after_(after), jobs_(static_cast<std::size_t>(jobs)), console_(context.console) {}
 
-  /// Returns whether a signal has stopped it.
-  bool run() {
+  /// Returns whether `stop_requested` has ended it.
+  bool run(const std::atomic<bool>& stop_requested) {
     for (std::size_t i = 0; i < cells_.size(); ++i) {
       const CellState state = train::state_of(dir_, cells_[i].name);
       if (state.has_result()) {
@@ -388,9 +383,9 @@ int run_sweep(const train::SweepSources& sources, const SweepArguments& argument
   context.console.log_to(dir / "log.txt");
   log_info(fmt::format("{}: {} cells, {} at a time, {} thread{} each", dir.string(), cells.size(), arguments.jobs,
                        threads, threads == 1 ? "" : "s"));
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) std::signal(signal, request_stop);
+  // A second signal does not wait; the cells get SIGTERM when this process is gone.
   Runner runner(dir, cells, arguments.jobs, after, context);
-  if (runner.run()) {
+  if (runner.run(*stop_on_signals())) {
     log_info("stopped by a signal; the same command goes on");
     return kStoppedBySignal;
   }

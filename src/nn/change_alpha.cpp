@@ -10,7 +10,8 @@
 namespace espalier {
 namespace {
 
-constexpr std::int64_t kGrain = 8192;
+/// Powers that a thread takes at least.
+constexpr std::int64_t kPowers = 8192;
 
 /// One entry: |phi'| from |w| where w has all its digits, so that any number of changes in a row is no worse than one;
 /// from |phi| where w is masked, or too small to have them.
@@ -46,7 +47,7 @@ at::Tensor change_alpha(at::Tensor& phi, const at::Tensor& w, double alpha, Repa
     T* const values = phi.data_ptr<T>();
     const T* const weights = w.data_ptr<T>();
     T* const factors = factor.data_ptr<T>();
-    at::parallel_for(0, phi.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    at::parallel_for(0, phi.numel(), kPowers, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) change(values[i], weights[i], from, alpha, factors[i]);
     });
   };

@@ -10,7 +10,7 @@ namespace espalier::ops {
 namespace {
 
 /// Entries that a thread takes at least.
-constexpr std::int64_t kGrain = 32768;
+constexpr std::int64_t kMovedEntries = 32768;
 
 /// f(from, to) on the contiguous entries of `tensor` and of a new one of its size, which is the result.
 template <class F>
@@ -22,7 +22,7 @@ at::Tensor permuted(const at::Tensor& tensor, const std::vector<std::uint32_t>& 
     using T = decltype(zero);
     const T* source = from.data_ptr<T>();
     T* target = to.data_ptr<T>();
-    at::parallel_for(0, from.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    at::parallel_for(0, from.numel(), kMovedEntries, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) f(source, target, i, place[static_cast<std::size_t>(i)]);
     });
   });

@@ -9,7 +9,7 @@ namespace espalier::ops {
 namespace {
 
 /// Mask words (64 elements) that a thread takes at least: enough work to outweigh waking it.
-constexpr std::int64_t kGrain = 256;
+constexpr std::int64_t kMaskWords = 256;
 
 void check(const at::Tensor& tensor, const at::Tensor& like, const BitMask& mask, const char* what) {
   ESPALIER_CHECK(tensor.device().is_cpu() && tensor.is_contiguous(), ErrorKind::usage,
@@ -29,7 +29,7 @@ void split(const at::Tensor& tensor, const F& f) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().power<T>();
-    at::parallel_for(0, (n + 63) / 64, kGrain,
+    at::parallel_for(0, (n + 63) / 64, kMaskWords,
                      [&](std::int64_t first, std::int64_t last) { f(k, zero, first * 64, std::min(n, last * 64)); });
   };
   if (tensor.scalar_type() == at::kFloat)

@@ -15,10 +15,8 @@ using kernels::Planes;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kLayer = "sparse convolution";
+constexpr const char* kSparseConv = "sparse convolution";
 
-/// Multiply-adds a thread must get to be worth waking.
-constexpr std::int64_t kWorthAThread = 200'000;
 /// Rows of a unit: what threads share out.
 constexpr std::int64_t kBand = 4;
 /// Partial sums of the gradient of values: one for each part of the images. Their number does not depend on that of
@@ -171,7 +169,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, add, dvalues, dbias);
     const auto& observer = static_cast<const Held&>(*held).observer;
     if (observer) observer(x, dy);
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}, {}}, kLayer);
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}, {}}, kSparseConv);
   }
 };
 
@@ -271,7 +269,7 @@ variable_list checked(const at::Tensor& x, const ImageLayout& in, const std::sha
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse convolution: the images are {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
-  check_bias(bias, x, plan->shape().out, kLayer);
+  check_bias(bias, x, plan->shape().out, kSparseConv);
   ESPALIER_ASSERT(plan->serves(&plan->weight(), in) && values.numel() == plan->weight().nnz() &&
                   forward.numel() == values.numel());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.

@@ -7,6 +7,7 @@
 #include "espalier/kernels/dispatch.h"
 #include "espalier/ops/sparse_conv.h"
 #include "ops/dispatch_type.h"
+#include "ops/sparse_function.h"
 
 namespace espalier::ops {
 namespace {
@@ -15,8 +16,7 @@ using kernels::AlonePlanes;
 
 /// Blocks of 16 pixels that a thread takes at a time: what the kernel holds in registers.
 constexpr std::int64_t kStrip = 16;
-/// Multiply-adds a thread must get to be worth waking, and entries it must move.
-constexpr std::int64_t kWorthAThread = 200'000;
+/// Entries that a thread must move to be worth waking.
 constexpr std::int64_t kMoved = 32'768;
 
 /// Pixels of one phase along an axis: [begin, end) of `count` lie in the image, the others in the padding.

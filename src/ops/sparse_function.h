@@ -10,6 +10,9 @@
 
 namespace espalier::ops {
 
+/// Multiply-adds a thread must get to be worth waking.
+constexpr std::int64_t kWorthAThread = 200'000;
+
 /// Throws Error(usage) unless `bias` is undefined or one number for each output, of the type of x.
 inline void check_bias(const at::Tensor& bias, const at::Tensor& x, std::int64_t outputs, const char* layer) {
   ESPALIER_CHECK(!bias.defined() || (bias.dim() == 1 && bias.size(0) == outputs && bias.device().is_cpu() &&

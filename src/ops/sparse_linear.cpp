@@ -16,10 +16,7 @@ using kernels::CompressedSide;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr const char* kLayer = "sparse linear layer";
-
-/// Multiply-adds a thread must get to be worth waking.
-constexpr std::int64_t kWorthAThread = 200'000;
+constexpr const char* kSparseLinear = "sparse linear layer";
 
 int threads_for(std::int64_t entries, std::int64_t lanes) {
   return static_cast<int>(std::clamp<std::int64_t>(entries * lanes / kWorthAThread, 1, at::get_num_threads()));
@@ -129,7 +126,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     if (ctx->saved_data.count("observer") != 0) {
       static_cast<const Held&>(*ctx->saved_data["observer"].toCapsule()).observer(x, dy);
     }
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kLayer);
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kSparseLinear);
   }
 };
 
@@ -206,7 +203,7 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
   ESPALIER_CHECK(x.scalar_type() == values.scalar_type(), ErrorKind::usage,
                  "sparse linear layer: the input is {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
-  check_bias(bias, x, matrix->rows, kLayer);
+  check_bias(bias, x, matrix->rows, kSparseLinear);
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;

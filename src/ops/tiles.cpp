@@ -13,7 +13,7 @@ using kernels::kLaneStep;
 using kernels::kTileLanes;
 
 /// Features of a tile that a thread takes at least.
-constexpr std::int64_t kGrain = 256;
+constexpr std::int64_t kTileRows = 256;
 
 at::Tensor tiled(const at::Tensor& rows) {
   const TileLayout layout{rows.size(0), rows.size(1)};
@@ -22,7 +22,7 @@ at::Tensor tiled(const at::Tensor& rows) {
   with_type(rows, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().sparse_linear<T>();
-    at::parallel_for(0, layout.tiles() * layout.features, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    at::parallel_for(0, layout.tiles() * layout.features, kTileRows, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin / layout.features; t * layout.features < end; ++t) {
         k.to_tile(from.data_ptr<T>() + t * kTileLanes * from.stride(0), from.stride(0), layout.valid(t),
                   tiles.data_ptr<T>() + layout.offset(t), layout.lanes(t),
@@ -40,7 +40,7 @@ at::Tensor untiled(const at::Tensor& tiles, const TileLayout& layout) {
   with_type(tiles, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().sparse_linear<T>();
-    at::parallel_for(0, layout.tiles() * layout.features, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    at::parallel_for(0, layout.tiles() * layout.features, kTileRows, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t t = begin / layout.features; t * layout.features < end; ++t) {
         k.from_tile(from.data_ptr<T>() + layout.offset(t), layout.lanes(t),
                     rows.data_ptr<T>() + t * kTileLanes * layout.features, layout.features, layout.valid(t),

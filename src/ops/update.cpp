@@ -9,7 +9,7 @@ namespace espalier::ops {
 namespace {
 
 /// Entries that a thread takes at least.
-constexpr std::int64_t kGrain = 32768;
+constexpr std::int64_t kUpdatedEntries = 32768;
 
 /// step(kernels, tensors, begin, end) over all entries.
 template <class Step>
@@ -31,7 +31,7 @@ void run(const UpdateTensors& given, const Step& step) {
     t.power = pointer(given.power);
     t.alpha = given.alpha;
     t.decay_w = given.decay_w;
-    at::parallel_for(0, given.phi.numel(), kGrain,
+    at::parallel_for(0, given.phi.numel(), kUpdatedEntries,
                      [&](std::int64_t begin, std::int64_t end) { step(kernels::active().update<T>(), t, begin, end); });
   });
 }

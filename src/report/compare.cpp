@@ -173,7 +173,7 @@ std::string plain_text(const Json& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-std::optional<double> number_of(const std::string& text) {
+std::optional<double> number_in(const std::string& text) {
   double value = 0;
   const auto end = text.data() + text.size();
   const auto read = std::from_chars(text.data(), end, value);
@@ -194,14 +194,14 @@ Filter read_filter(const std::string& text, const std::vector<RunResult>& runs) 
                 text.substr(at + length)};
   if (filter.comparison == "==") filter.comparison = "=";
   ESPALIER_CHECK(filter.comparison != "!", ErrorKind::usage, "--filter {}: expected !=", text);
-  ESPALIER_CHECK(filter.comparison == "=" || filter.comparison == "!=" || number_of(filter.value), ErrorKind::usage,
+  ESPALIER_CHECK(filter.comparison == "=" || filter.comparison == "!=" || number_in(filter.value), ErrorKind::usage,
                  "--filter {}: {} needs a number", text, filter.comparison);
   return filter;
 }
 
 bool meets(const RunResult& run, const Filter& filter) {
   const Json found = value_in(run, filter.field);
-  const auto wanted = number_of(filter.value);
+  const auto wanted = number_in(filter.value);
   const auto& c = filter.comparison;
   if (found.is_number() && wanted) {
     const double x = found.get<double>(), y = *wanted;

@@ -33,7 +33,7 @@ std::optional<std::string> text_of(const fs::path& path) {
   return text.str();
 }
 
-std::optional<double> number(const Json& object, const char* key) {
+std::optional<double> number_at(const Json& object, const char* key) {
   if (!object.is_object() || !object.contains(key)) return std::nullopt;
   const Json& value = object[key];
   if (value.is_number()) return value.get<double>();
@@ -228,10 +228,10 @@ void LiveRun::update() {
 void LiveRun::take_metrics(const Json& event) {
   const std::string kind = event["event"];
   step_ = event["step"];
-  if (const auto s = number(event, "sparsity")) sparsity_ = s;
+  if (const auto s = number_at(event, "sparsity")) sparsity_ = s;
   if (kind == "step") {
-    loss_ = number(event, "loss");
-    rate_ = number(event, "lr");
+    loss_ = number_at(event, "loss");
+    rate_ = number_at(event, "lr");
     if (loss_ && ++skipped_ >= thinned_) {
       skipped_ = 0;
       losses_.push_back(*loss_);
@@ -242,13 +242,13 @@ void LiveRun::take_metrics(const Json& event) {
       thinned_ *= 2;
     }
   } else if (kind == "epoch") {
-    accuracy_ = number(event, "train_accuracy");
-    train_loss_ = number(event, "train_loss");
-    const auto epoch = number(event, "epoch");
+    accuracy_ = number_at(event, "train_accuracy");
+    train_loss_ = number_at(event, "train_loss");
+    const auto epoch = number_at(event, "epoch");
     if (epoch && *epoch > 0 && !per_epoch_) per_epoch_ = std::llround(static_cast<double>(step_) / *epoch);
   } else if (kind == "eval") {
     const bool test = event.contains("split") && event["split"] == "test";
-    (test ? test_ : validation_) = number(event, "accuracy");
+    (test ? test_ : validation_) = number_at(event, "accuracy");
     if (!test && validation_ && (!best_ || *validation_ > *best_)) {
       best_ = validation_;
       best_step_ = step_;
@@ -263,16 +263,16 @@ void LiveRun::take_metrics(const Json& event) {
 }
 
 void LiveRun::take_timing(const Json& event) {
-  if (const auto v = number(event, "samples_per_second")) per_second_ = v;
+  if (const auto v = number_at(event, "samples_per_second")) per_second_ = v;
   if (const auto v = integer(event, "total_steps")) total_ = v;
   if (const auto v = integer(event, "steps_per_epoch")) per_epoch_ = v;
   if (event["event"] != "step") return;
   const std::int64_t at = event["step"];
   if (at < step_) return;
   step_ = at;
-  if (const auto v = number(event, "loss")) train_loss_ = v;
-  if (const auto v = number(event, "accuracy")) accuracy_ = v;
-  left_ = number(event, "seconds_left");
+  if (const auto v = number_at(event, "loss")) train_loss_ = v;
+  if (const auto v = number_at(event, "accuracy")) accuracy_ = v;
+  left_ = number_at(event, "seconds_left");
   left_at_ = at;
 }
 
@@ -298,7 +298,7 @@ std::optional<std::int64_t> LiveRun::total_steps() const {
   if (total_) return total_;
   if (!config_.is_object() || !config_.contains("train")) return std::nullopt;
   if (const auto steps = integer(config_["train"], "steps"); steps && *steps > 0) return steps;
-  const auto epochs = number(config_["train"], "epochs");
+  const auto epochs = number_at(config_["train"], "epochs");
   if (!epochs || !per_epoch_) return std::nullopt;
   return std::llround(*epochs * static_cast<double>(*per_epoch_));
 }
@@ -374,7 +374,7 @@ std::string LiveRun::text(std::size_t width) const {
   std::string status = status_;
   if (process_ != 0) status += fmt::format(" (process {})", process_);
   if (status_ == "training" && quiet_s_ >= 10) status += fmt::format(", last event {} ago", clock_text(quiet_s_));
-  if (const auto seconds = number(summary_, "train_seconds"); ended() && seconds)
+  if (const auto seconds = number_at(summary_, "train_seconds"); ended() && seconds)
     status += fmt::format(", {} of training", clock_text(*seconds));
   lines.push_back(status);
 
@@ -405,7 +405,7 @@ std::string LiveRun::text(std::size_t width) const {
     for (const Json& l : layers_) {
       if (!l.is_object() || !l.contains("name") || !l["name"].is_string()) continue;
       if (++shown > kMaxLayers) continue;
-      const auto threshold = number(l, "threshold");
+      const auto threshold = number_at(l, "threshold");
       lines.push_back(fmt::format("{:<{}}  {:>12}  {:>10}  {:>10}  {:>10}", l["name"].get<std::string>(), name,
                                   grouped(integer(l, "nnz").value_or(0)), grouped(integer(l, "dropped").value_or(0)),
                                   grouped(integer(l, "grown").value_or(0)),
