@@ -14,6 +14,7 @@ namespace espalier::kernels {
 namespace {
 
 constexpr int kVectorBytes = 32;
+#define ESPALIER_VECTOR_REGISTER "+x"
 #include "kernels/vector-inl.h"
 
 inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm256_sqrt_ps((__m256)x); }

@@ -14,6 +14,7 @@ namespace espalier::kernels {
 namespace {
 
 constexpr int kVectorBytes = 64;
+#define ESPALIER_VECTOR_REGISTER "+v"
 #include "kernels/vector-inl.h"
 
 // The zero-masking form: the plain one reads an undefined register, of which gcc 12 warns.

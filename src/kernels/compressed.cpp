@@ -145,7 +145,7 @@ CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, const 
                              bool by_length, std::vector<std::uint32_t>& place, int threads) {
   CompressedSide side;
   set_sizes(side, line.lines(), line.chunk(), rows, block);
-  if (Lines::kIndexed) side.inner_index.resize(list.column.size());
+  if (Lines::kIndexed) side.inner_index.resize(list.column.size() + kAhead);
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
   std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
 #pragma omp parallel num_threads(threads)
@@ -248,22 +248,28 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
 }
 
 /// Inner indices of a block, and whether lines stand by their length.
-///
-/// Measured on 1024x1024 and 4096x4096, batch 128, one AVX-512 core (docs/kernels.md): blocks whose tiles fill two
-/// thirds of L1 pay while a line has some ten entries in a block; with fewer, loading its sums again costs more than
-/// tiles from L2. Standing by length saves mispredicted loop ends (10 to 15 % at 80 to 95 % sparsity, both sides), but
-/// takes the tiles of the outer index out of order: for the backward pass without blocks, where each is touched once,
-/// natural order is 10 to 20 % faster.
 struct Blocking {
   std::int64_t forward, backward;
   bool backward_by_length;
 };
 
+/// Measured on 1024x1024 to 8192x8192, batch 128, one AVX-512 core (docs/kernels.md).
+///
+/// Forward, blocks whose tiles fill two thirds of L1 pay while a line has some ten entries in a block; with fewer,
+/// loading its sums again costs more than tiles from L2. Lines stand by their length: loop ends are predicted.
+///
+/// Backward, an entry has twice the arithmetic for each vector it loads: tiles asked for early come from L2 in time,
+/// and blocks of L1, which load x and dx again, only cost. What matters is that the tiles of a block stay in L2 (4,096
+/// at most) and that a line has some 80 entries in a block. Natural order: each tile of x and dx is touched once a
+/// block, and taken out of order that is 10 to 20 % slower.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
-  constexpr std::int64_t kWhole = 65536;
+  constexpr std::int64_t kWhole = 65536, kFitsL2 = 4096;
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
-  if (density >= 0.08) return {128, 128, true};
-  return {density >= 0.04 ? 256 : kWhole, kWhole, false};
+  Blocking blocking{kWhole, kWhole, false};
+  if (density >= 0.04) blocking.forward = density >= 0.08 ? 128 : 256;
+  if (density * kFitsL2 >= 24)
+    blocking.backward = std::clamp(static_cast<std::int64_t>(80 / density), kFitsL2 / 4, kFitsL2);
+  return blocking;
 }
 
 /// Blocks are of whole channels: of input channels forward, of output channels backward.

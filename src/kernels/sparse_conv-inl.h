@@ -206,7 +206,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
           Vec<T> product{};
 #pragma GCC unroll 16
           for (int p = 0; p < pixels; ++p) {
-            const Vec<T> gradient = load(g + p / width * dy_row + p % width * kImageLanes);
+            const Vec<T> gradient = in_register<T>(load(g + p / width * dy_row + p % width * kImageLanes));
             if constexpr (input_gradient) sum[p] += w * gradient;
             product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
           }

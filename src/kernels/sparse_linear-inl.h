@@ -103,16 +103,14 @@ void sparse_forward(const CompressedSide& side, const T* values, const T* bias, 
   });
 }
 
-template <class T, std::int64_t lanes, int vectors, bool input_gradient, bool prefetch>
+template <class T, std::int64_t lanes, int vectors, bool input_gradient>
 inline void backward_strip(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
                            bool accumulate, std::int64_t chunk_begin, std::int64_t chunk_end) {
-  constexpr std::uint32_t kAhead = 8;  // entries whose row of dy is asked for early
   const std::uint16_t* const row = side.inner_index.data();
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
-    const std::uint32_t last = side.segment(block, chunk_end)->entry;
-    PendingDots<T, 128> dots(dvalues + k, accumulate);
+    PendingDots<T, 16> dots(dvalues + k, accumulate);
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
       const std::uint16_t* column = side.outer_index.data() + segment->line;
@@ -128,24 +126,23 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
             if constexpr (input_gradient) sum[v] = block > 0 ? load(dx + c * lanes + v * kLanes<T>) : Vec<T>{};
           }
           for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
-            const std::uint32_t end = std::min(line_end, k + PendingDots<T, 128>::kSegment);
+            const std::uint32_t end = std::min(line_end, k + PendingDots<T, 16>::kSegment);
             Vec<T>* dot = dots.next();
             dots.added(static_cast<int>(end - k));
             for (; k < end; ++k) {
               const T* const g = dyb + row[k] * lanes;
-              if constexpr (prefetch) {
-                const T* const ahead = dyb + row[std::min(k + kAhead, last - 1)] * lanes;
+              // Past the end of a block this asks for what nobody will read.
+              const T* const ahead = dyb + row[k + kAhead] * lanes;
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors * kVectorBytes; v += 64) {
-                  __builtin_prefetch(reinterpret_cast<const char*>(ahead) + v);
-                }
+              for (int v = 0; v < vectors * kVectorBytes; v += 64) {
+                __builtin_prefetch(reinterpret_cast<const char*>(ahead) + v);
               }
               [[maybe_unused]] Vec<T> w;
               if constexpr (input_gradient) w = broadcast(values[k]);
               Vec<T> product{};
 #pragma GCC unroll 8
               for (int v = 0; v < vectors; ++v) {
-                const Vec<T> gradient = load(g + v * kLanes<T>);
+                const Vec<T> gradient = in_register<T>(load(g + v * kLanes<T>));
                 if constexpr (input_gradient) sum[v] += w * gradient;
                 product = v == 0 ? xs[v] * gradient : product + xs[v] * gradient;
               }
@@ -170,16 +167,12 @@ void sparse_backward(const CompressedSide& side, const T* values, const T* x, co
   with_lanes(lanes, [&](auto n) {
     each_strip<T, n, kBackwardVectors>([&](auto vectors, int first) {
       const bool add = accumulate || first > 0;
-      const auto run = [&](auto input_gradient, auto prefetch) {
-        backward_strip<T, n, vectors, input_gradient, prefetch>(side, values, x + first, dy + first,
-                                                                dx != nullptr ? dx + first : nullptr, dvalues, add,
-                                                                chunk_begin, chunk_end);
+      const auto run = [&](auto input_gradient) {
+        backward_strip<T, n, vectors, input_gradient>(side, values, x + first, dy + first,
+                                                      dx != nullptr ? dx + first : nullptr, dvalues, add, chunk_begin,
+                                                      chunk_end);
       };
-      const bool far = side.block > 512;  // tiles of a block come from L2 or beyond
-      if (dx != nullptr)
-        far ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
-      else
-        far ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
+      dx != nullptr ? run(std::true_type{}) : run(std::false_type{});
     });
   });
 }

@@ -16,6 +16,9 @@
 
 namespace espalier::kernels {
 
+/// Entries that the backward product looks ahead, to ask for their tiles early.
+constexpr std::uint32_t kAhead = 8;
+
 struct CompressedSide {
   /// `lines` lines in a row of the list, of `entries` entries each.
   struct Run {
@@ -32,8 +35,9 @@ struct CompressedSide {
   std::vector<Segment> segments;           ///< [blocks x chunks + 1], block-major
   std::vector<Run> runs;                   ///< of all segments
   std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line.
-  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line. Empty on the
-                                           ///< backward side of a convolution, which reads by offsets (ConvOffsets)
+  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line. On the backward
+                                           ///< side of a matrix kAhead zeros follow; on that of a convolution, which
+                                           ///< reads by offsets (ConvOffsets), it is empty
   std::vector<std::int64_t> work;          ///< [chunks + 1] cost of all chunks before, in entries: for sharing out
 
   std::int64_t blocks() const { return (inner + block - 1) / block; }
