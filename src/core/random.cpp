@@ -133,13 +133,8 @@ void merge_into(std::vector<std::int64_t>& numbers, const std::vector<std::int64
   }
 }
 
-}  // namespace
-
-std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const RandomStream& random, int threads) {
-  ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "random subset: {} of {} asked for", k, n);
-  const bool take_complement = k > n / 2;  // fewer draws
-  const std::int64_t wanted = take_complement ? n - k : k;
-  // Numbers are drawn until `wanted` different ones have come. As many as are missing at a time: never too many.
+/// `wanted` different numbers below n, few of all: sorted as they come.
+std::vector<std::int64_t> few_of(std::int64_t n, std::int64_t wanted, const RandomStream& random, int threads) {
   std::vector<std::int64_t> chosen, more;
   std::int64_t missing = wanted, drawn = 0;
   while (missing > 0) {
@@ -156,17 +151,83 @@ std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const Ra
       merge_into(more, fresh);
   }
   merge_into(chosen, more);
-  if (!take_complement) return chosen;
-  std::vector<std::int64_t> subset;
-  subset.reserve(static_cast<std::size_t>(k));
-  auto next = chosen.begin();
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (next != chosen.end() && *next == i)
-      ++next;
-    else
-      subset.push_back(i);
+  return chosen;
+}
+
+/// The same numbers as a bit for each number below n.
+std::vector<std::uint64_t> marks_of(std::int64_t n, std::int64_t wanted, const RandomStream& random, int threads) {
+  const auto words = static_cast<std::size_t>((n + 63) / 64);
+  const std::int64_t shares = std::clamp<std::int64_t>(threads, 1, 1 + wanted / 4096);
+  std::vector<std::vector<std::uint64_t>> of_share(static_cast<std::size_t>(shares));
+  const auto draw = [&](std::int64_t i) {
+    return random.below_at(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(n));
+  };
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::int64_t s = 0; s < shares; ++s) {
+    auto& marks = of_share[static_cast<std::size_t>(s)];
+    marks.resize(words, 0);
+    for (std::int64_t i = wanted * s / shares; i < wanted * (s + 1) / shares; ++i) {
+      const std::uint64_t number = draw(i);
+      marks[number / 64] |= std::uint64_t{1} << number % 64;
+    }
   }
-  return subset;
+  std::vector<std::uint64_t> marks = std::move(of_share[0]);
+  std::int64_t missing = wanted;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(- : missing)
+  for (std::size_t w = 0; w < words; ++w) {
+    for (std::size_t s = 1; s < of_share.size(); ++s) marks[w] |= of_share[s][w];
+    missing -= __builtin_popcountll(marks[w]);
+  }
+  for (std::int64_t drawn = wanted; missing > 0;) {
+    for (const std::int64_t end = drawn + missing; drawn < end; ++drawn) {
+      const std::uint64_t number = draw(drawn), mark = std::uint64_t{1} << number % 64;
+      missing -= (marks[number / 64] & mark) == 0;
+      marks[number / 64] |= mark;
+    }
+  }
+  return marks;
+}
+
+/// The numbers below n whose bit is `set`, ascending; `count` of them.
+std::vector<std::int64_t> marked(const std::vector<std::uint64_t>& marks, std::int64_t n, bool set, std::int64_t count,
+                                 int threads) {
+  const auto word = [&](std::int64_t w) {
+    std::uint64_t bits = set ? marks[static_cast<std::size_t>(w)] : ~marks[static_cast<std::size_t>(w)];
+    if (w == n / 64) bits &= (std::uint64_t{1} << n % 64) - 1;  // the last one, where it is not full
+    return bits;
+  };
+  const auto words = static_cast<std::int64_t>(marks.size());
+  const std::int64_t parts = std::clamp<std::int64_t>(threads, 1, 1 + words / 4096);
+  std::vector<std::int64_t> before(static_cast<std::size_t>(parts), 0), numbers(static_cast<std::size_t>(count));
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::int64_t p = 0; p < parts; ++p) {
+    std::int64_t sum = 0;
+    for (std::int64_t w = words * p / parts; w < words * (p + 1) / parts; ++w) sum += __builtin_popcountll(word(w));
+    before[static_cast<std::size_t>(p)] = sum;
+  }
+  std::int64_t sum = 0;
+  for (auto& b : before) sum += std::exchange(b, sum);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::int64_t p = 0; p < parts; ++p) {
+    auto to = static_cast<std::size_t>(before[static_cast<std::size_t>(p)]);
+    for (std::int64_t w = words * p / parts; w < words * (p + 1) / parts; ++w) {
+      for (std::uint64_t bits = word(w); bits != 0; bits &= bits - 1) numbers[to++] = 64 * w + __builtin_ctzll(bits);
+    }
+  }
+  return numbers;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const RandomStream& random, int threads) {
+  ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "random subset: {} of {} asked for", k, n);
+  // Numbers are drawn until enough different ones have come, as many as are missing at a time: never too many. Above
+  // one half those that are left out are drawn.
+  const bool take_complement = k > n / 2;
+  const std::int64_t wanted = take_complement ? n - k : k;
+  const bool bits_are_smaller = wanted >= n / 64;  // than a list of 64-bit numbers
+  if (!take_complement && !bits_are_smaller) return few_of(n, wanted, random, threads);
+  return marked(marks_of(n, wanted, random, threads), n, !take_complement, k, threads);
 }
 
 }  // namespace espalier

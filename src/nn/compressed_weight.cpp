@@ -3,7 +3,9 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
+#include <type_traits>
 
 #include "espalier/core/error.h"
 #include "espalier/ops/csr.h"
@@ -39,14 +41,21 @@ void each_part(at::ScalarType type, std::int64_t n, const F& f) {
 /// out[i] = values[from[i]], zero for what is newborn.
 at::Tensor gathered(const at::Tensor& values, const std::vector<std::uint32_t>& from) {
   const at::Tensor source = values.contiguous();
-  at::Tensor out = torch::empty({static_cast<std::int64_t>(from.size())}, source.options().requires_grad(false));
+  const auto n = static_cast<std::int64_t>(from.size());
+  if (source.numel() == 0) return torch::zeros({n}, source.options().requires_grad(false));
+  at::Tensor out = torch::empty({n}, source.options().requires_grad(false));
   each_part(source.scalar_type(), out.numel(), [&](auto zero, std::int64_t begin, std::int64_t end) {
     using T = decltype(zero);
     const T* before = source.data_ptr<T>();
     T* now = out.data_ptr<T>();
-    for (std::int64_t i = begin; i < end; ++i) {
+    using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+    for (std::int64_t i = begin; i < end; ++i) {  // without a branch: who is newborn cannot be predicted
       const std::uint32_t f = from[static_cast<std::size_t>(i)];
-      now[i] = f != TopologyChange::kNewborn ? before[f] : T(0);
+      const bool carried = f != TopologyChange::kNewborn;
+      Bits bits;
+      std::memcpy(&bits, before + (f & (0u - static_cast<std::uint32_t>(carried))), sizeof bits);
+      bits &= Bits{0} - static_cast<Bits>(carried);
+      std::memcpy(now + i, &bits, sizeof bits);
     }
   });
   return out;
