@@ -153,6 +153,7 @@ std::string to_text(const Report& report) {
                             e.cpu_quota > 0 ? fmt::format(" (CPU quota {:.2f})", e.cpu_quota) : "")},
       {"threads", fmt::format("{} LibTorch, {} OpenMP", e.threads, e.openmp_threads)},
       {"memory", gib(e.memory_bytes) + (e.memory_limit_bytes > 0 ? ", limited to " + gib(e.memory_limit_bytes) : "")},
+      {"allocator", e.allocator},
       {"LibTorch", e.torch + (e.onednn ? ", with oneDNN" : ", without oneDNN")},
       {"BLAS", known(e.blas.provider) + (e.blas.library.empty() ? "" : ", " + e.blas.library)},
   };

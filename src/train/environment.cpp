@@ -297,6 +297,9 @@ Environment environment() {
   e.openmp_threads = omp_get_max_threads();
   e.onednn = at::hasMKLDNN();
   e.blas = blas_in_use();
+  const auto tcmalloc = loaded<const char*(int*, int*, const char**)>("tc_version");
+  e.allocator =
+      tcmalloc == nullptr ? "the C library's" : fmt::format("tcmalloc {}", tcmalloc(nullptr, nullptr, nullptr));
   e.memory_bytes = machine_memory();
   e.memory_limit_bytes = cgroup_memory_limit();
   return e;
@@ -330,7 +333,7 @@ nlohmann::ordered_json to_json(const Environment& e) {
         {"core", e.blas.core},
         {"config", e.blas.config},
         {"cure", e.blas.cure}}},
-      {"memory", {{"bytes", e.memory_bytes}, {"limit_bytes", e.memory_limit_bytes}}},
+      {"memory", {{"bytes", e.memory_bytes}, {"limit_bytes", e.memory_limit_bytes}, {"allocator", e.allocator}}},
   };
 }
 

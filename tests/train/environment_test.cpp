@@ -272,6 +272,7 @@ TEST(EnvironmentJson, ThisMachineIsFilledIn) {
   EXPECT_FALSE(e.kernel_isa.empty());
   EXPECT_GE(e.cores, e.usable);
   EXPECT_GT(e.memory_bytes, std::uint64_t{1} << 20);
+  EXPECT_EQ(e.allocator, "the C library's");  // tests are not linked with another
   EXPECT_TRUE(fs::path(e.blas.library).is_absolute()) << e.blas.library;
   EXPECT_NE(e.blas.provider, "");
 }
