@@ -299,7 +299,7 @@ Environment environment() {
   e.blas = blas_in_use();
   const auto tcmalloc = loaded<const char*(int*, int*, const char**)>("tc_version");
   e.allocator =
-      tcmalloc == nullptr ? "the C library's" : fmt::format("tcmalloc {}", tcmalloc(nullptr, nullptr, nullptr));
+      tcmalloc == nullptr ? "the C library's" : fmt::format("tcmalloc ({})", tcmalloc(nullptr, nullptr, nullptr));
   e.memory_bytes = machine_memory();
   e.memory_limit_bytes = cgroup_memory_limit();
   return e;

@@ -61,7 +61,7 @@ struct Environment {
   int openmp_threads = 0;
   bool onednn = false;  ///< LibTorch has oneDNN (convolutions)
   Blas blas;
-  std::string allocator;                 ///< of memory in this process: "tcmalloc 2.10", "the C library's"
+  std::string allocator;                 ///< of memory in this process: "tcmalloc (gperftools 2.10)", "the C library's"
   std::uint64_t memory_bytes = 0;        ///< of the machine
   std::uint64_t memory_limit_bytes = 0;  ///< of the cgroup; 0 = none
 };
