@@ -115,6 +115,22 @@ TEST(RandomSubset, AnyNumberOfThreadsGivesTheSame) {
   }
 }
 
+TEST(RandomSubset, IsTheDifferentOnesOfAsManyDrawsAsItTakes) {
+  // 1562 and 1563 of 100,000: a sorted list, and a bit for each number; from 50,001 on those left out are drawn.
+  const std::int64_t n = 100000;
+  for (const std::int64_t k : {1, 1000, 1562, 1563, 30000, 50000, 50001, 99990}) {
+    const RandomStream random(4, Purpose::test, static_cast<std::uint64_t>(k));
+    const auto wanted = static_cast<std::size_t>(std::min(k, n - k));
+    std::set<std::int64_t> drawn;
+    for (std::uint64_t i = 0; drawn.size() < wanted; ++i)
+      drawn.insert(static_cast<std::int64_t>(random.below_at(i, n)));
+    std::vector<std::int64_t> expected;
+    for (std::int64_t v = 0; v < n; ++v)
+      if ((drawn.count(v) == 1) == (k <= n / 2)) expected.push_back(v);
+    EXPECT_EQ(random_subset(n, k, random, 3), expected) << k;
+  }
+}
+
 TEST(RandomSubset, TooManyIsAnError) { EXPECT_THROW(random_subset(3, 4, RandomStream(2, Purpose::test)), Error); }
 
 }  // namespace

@@ -21,8 +21,9 @@ struct Shape {
   double density;
 };
 // Odd sizes, several blocks and chunks on both sides, each kind of blocking; empty and full.
-const Shape kShapes[] = {{1, 1, 1},      {3, 2, 0},        {1, 300, 0.5},   {300, 1, 0.5},    {17, 33, 1},
-                         {70, 129, 0.3}, {300, 784, 0.06}, {784, 300, 0.2}, {700, 600, 0.01}, {1030, 70, 0.09}};
+const Shape kShapes[] = {{1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},   {300, 1, 0.5},    {17, 33, 1},
+                         {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2}, {700, 600, 0.01}, {1030, 70, 0.09},
+                         {4200, 33, 0.3}, {2500, 70, 0.05}};  // the last three: several blocks on both sides
 
 std::vector<std::int64_t> draw_positions(const Shape& s) {
   const auto n = s.rows * s.columns;
