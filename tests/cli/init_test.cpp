@@ -65,6 +65,22 @@ TEST_F(Init, PrintsATable) {
   EXPECT_NE(r.out.find("trace of the path kernel"), std::string::npos);
 }
 
+TEST_F(Init, WarnsOfALayerThatIsEmptied) {
+  // One round of squared scores leaves nothing in the last stage's blocks; identities and projections lead around them.
+  const Result r =
+      run("init --model resnet20 --input 3x8x8 --method synflow-l2 --set method.rounds=1 --sparsity 0.98 --json");
+  ASSERT_EQ(r.status, 0) << r.err;
+  std::size_t emptied = 0;
+  const json report = json::parse(r.out);
+  for (const json& layer : report.at("layers")) {
+    const bool warned =
+        r.err.find(": " + layer.at("name").get<std::string>() + " has no weight left") != std::string::npos;
+    EXPECT_EQ(warned, layer.at("nnz") == 0) << layer;
+    emptied += warned;
+  }
+  EXPECT_GT(emptied, 0u);
+}
+
 TEST_F(Init, RefusesWhatIsWrong) {
   const auto refused = [&](const std::string& arguments, int status, const std::string& text) {
     const Result r = run("init " + arguments);

@@ -87,6 +87,21 @@ TEST(FlowNetwork, SignsDoNotMatter) {
     const auto flipped = scores(net, {2}, power), plain = scores(hand_net(), {2}, power);
     for (std::size_t l = 0; l < 2; ++l) EXPECT_TRUE(torch::equal(flipped[l], plain[l]));
   }
+  const Weights w = weights_of(*net);
+  EXPECT_EQ(network_flow(probe_of(net, {2}), w.list).trace, 152);
+}
+
+TEST(FlowNetwork, WhatComesIntoAHiddenUnitGoesOut) {
+  const auto hand = scores(hand_net(), {2}, 1);
+  EXPECT_EQ(list(hand[0].sum(1)), (std::vector<double>{15, 42}));
+  EXPECT_EQ(list(hand[1].sum(0)), (std::vector<double>{15, 42}));
+  torch::manual_seed(16);
+  auto net = std::make_shared<Chain>(Layers{linear(6, 9), linear(9, 7), linear(7, 2)});
+  net->to(torch::kDouble);
+  for (const int power : {1, 2}) {
+    const auto s = scores(net, {6}, power);
+    for (std::size_t l = 0; l < 2; ++l) EXPECT_TRUE(torch::allclose(s[l].sum(1), s[l + 1].sum(0), 1e-12)) << l;
+  }
 }
 
 TEST(PathKernel, HandNet) {
@@ -145,6 +160,18 @@ TEST(FlowNetwork, IsConservedFromLayerToLayer) {
   expect_conserved(std::make_shared<Chain>(Layers{linear(7, 11, true), linear(11, 5, true), linear(5, 3, true)}), {7});
   expect_conserved(std::make_shared<Chain>(Layers{conv(3, 4, 3, true), conv(4, 6, 5, true), linear(6 * 25, 3, true)}),
                    {3, 5, 5});
+  for (const std::vector<std::int64_t>& sizes : std::vector<std::vector<std::int64_t>>{
+           {5, 2}, {3, 8, 4}, {9, 2, 7, 5}, {2, 11, 3, 6, 4, 2}, {4, 4, 4, 4, 4, 4, 4, 4}}) {
+    const auto edge = 2 + static_cast<std::int64_t>(sizes.size());
+    Layers mlp, convolutions;
+    for (std::size_t l = 0; l + 1 < sizes.size(); ++l) {
+      mlp.push_back(linear(sizes[l], sizes[l + 1], true));
+      convolutions.push_back(conv(sizes[l], sizes[l + 1], l % 2 == 0 ? 3 : 1, true));
+    }
+    convolutions.push_back(linear(sizes.back() * edge * edge, 3, true));
+    expect_conserved(std::make_shared<Chain>(mlp), {sizes[0]});
+    expect_conserved(std::make_shared<Chain>(convolutions), {sizes[0], edge, edge});
+  }
 }
 
 TEST(FlowNetwork, AConvolutionAsLargeAsItsInputIsALinearLayer) {

@@ -162,6 +162,43 @@ TEST(Walk, StopsWithTheWalkThatReachesTheBudget) {
   EXPECT_NE(message_of([&] { w(w.positions() + 1); }).find("cannot keep"), std::string::npos);
 }
 
+TEST(Walk, SignsDoNotMatter) {
+  torch::manual_seed(18);
+  Chain net(Layers{conv(3, 8, 3), conv(8, 6, 3), linear(6 * 16, 5)});
+  const Walked w(net, {3, {"l1", "l2", "l3"}, {}});
+  for (const WalkBias bias : {WalkBias::magnitude, WalkBias::squared, WalkBias::inverse}) {
+    WalkOptions options;
+    options.bias = bias;
+    const WalkResult plain = w(150, options);
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& p : net.parameters()) p.mul_(torch::rand_like(p).lt(0.5).to(torch::kFloat) * 2 - 1);
+    }
+    const Walked flipped(net, {3, {"l1", "l2", "l3"}, {}});
+    const WalkResult same = flipped(150, options);
+    EXPECT_EQ(same.walks, plain.walks);
+    for (std::size_t l = 0; l < 3; ++l) EXPECT_TRUE(torch::equal(same.kept[l], plain.kept[l])) << l;
+  }
+}
+
+TEST(Walk, StopsInTimeWhereHalfOfTheWeightsAreZero) {
+  torch::manual_seed(19);
+  Chain net(Layers{linear(20, 30), linear(30, 25), linear(25, 10)});
+  {
+    const torch::NoGradGuard no_grad;
+    for (auto& p : net.parameters()) p.mul_(torch::arange(p.numel()).remainder(2).view(p.sizes()));
+  }
+  for (const char* method : {"phew", "phew-squared", "uniform-walks", "random"}) {
+    for (const double sparsity : {0.7, 0.9, 0.97}) {
+      auto copy = std::make_shared<Chain>(net.layers)->copy();
+      Sparsifier s(*copy, make_method(method), {}, SparsifierOptions().sparsity(sparsity).distribution("global"));
+      const std::int64_t asked = kept_count(600 + 750 + 250, sparsity);
+      EXPECT_GE(s.nnz(), asked) << method;
+      EXPECT_LE(s.nnz(), asked + (std::string(method) == "random" ? 0 : 2)) << method << " " << sparsity;
+    }
+  }
+}
+
 TEST(Walk, VisitsOfEachUnit) {
   torch::manual_seed(14);
   // W walks: the mean over the N_l units of a layer is W / N_l exactly, since each walk goes through one of them.

@@ -104,6 +104,28 @@ TEST(PruneAtInit, TiesGoToTheLowerIndex) {
   EXPECT_EQ(prune(net, "magnitude-at-init", 0.125, "global", {4}).active(0), (Indices{0, 1, 2, 3, 4, 5, 6}));
 }
 
+TEST(Grasp, RemovesFirstWhatRaisesTheGradientNorm) {
+  // y = w . x, w = (1, -2), x = (3, 1), L = y^2 / 2: |g|^2 is 10, 90 without weight 2 and 40 without weight 1.
+  auto net = std::make_shared<Chain>(Layers{linear(2, 1)});
+  net->to(torch::kDouble);
+  at::Tensor w = net->parameters()[0];
+  const at::Tensor x = torch::tensor({{3.0, 1.0}}, torch::kDouble);
+  const auto squared = [&](double w1, double w2) {
+    w.set_data(torch::tensor({{w1, w2}}, torch::kDouble));
+    return torch::autograd::grad({net->forward(x).square().sum() / 2}, {w})[0].square().sum().item<double>();
+  };
+  EXPECT_EQ(squared(1, 0), 90);
+  EXPECT_EQ(squared(0, -2), 40);
+  EXPECT_EQ(squared(1, -2), 10);
+  auto probe = std::make_shared<Probe>(probe_of(net, {2}));
+  probe->loss = [](const at::Tensor& y, const at::Tensor&) { return (y * y).mean() / 2; };
+  probe->batch = [&](std::int64_t, std::int64_t) { return ProbeBatch{x, torch::zeros({1}, torch::kLong)}; };
+  auto copy = net->copy();
+  const Sparsifier s(*copy, make_method("grasp"), {},
+                     SparsifierOptions().sparsity(0.5).distribution("global").probe(probe));
+  EXPECT_EQ(list(s.weights()[0]->active()), (Indices{0}));
+}
+
 TEST(SynFlow, ScheduleOfHandNumbers) {
   EXPECT_NEAR(synflow_kept(0.1, 1, 100, "exponential"), 0.977237, 5e-7);
   EXPECT_NEAR(synflow_kept(0.1, 10, 100, "exponential"), 0.794328, 5e-7);

@@ -33,6 +33,29 @@ TEST(Snip, HandNet) {
   EXPECT_EQ(list(snip_scores(line.probe, {"l1.weight"}, {line.batch, opposite})[0]), (std::vector<double>{3, 2}));
 }
 
+TEST(Snip, IsTheSlopeOfTheGates) {
+  // c gates the weights, y = (c . w) . x: dL/dc = (3, -2), by central differences of a quadratic, and |dL/dc| = |w g|.
+  const double w[] = {1, -2}, x[] = {3, 1};
+  const auto loss = [&](double c0, double c1) {
+    const double y = c0 * w[0] * x[0] + c1 * w[1] * x[1];
+    return y * y / 2;
+  };
+  const double h = 0.5;
+  const double slopes[] = {(loss(1 + h, 1) - loss(1 - h, 1)) / (2 * h), (loss(1, 1 + h) - loss(1, 1 - h)) / (2 * h)};
+  EXPECT_EQ(slopes[0], 3);
+  EXPECT_EQ(slopes[1], -2);
+  Line line;
+  const auto s = list(snip_scores(line.probe, {"l1.weight"}, {line.batch})[0]);
+  for (std::size_t k = 0; k < 2; ++k) EXPECT_EQ(s[k], std::abs(slopes[k]));
+  // Normalised, (0.6, 0.4), whatever the loss is multiplied with.
+  for (const double c : {0.125, 1.0, 1024.0}) {
+    line.probe.loss = [c](const at::Tensor& y, const at::Tensor&) { return c * (y * y).mean() / 2; };
+    const auto scaled = list(snip_scores(line.probe, {"l1.weight"}, {line.batch})[0]);
+    EXPECT_EQ(scaled[0] / (scaled[0] + scaled[1]), 0.6) << c;
+    EXPECT_EQ(scaled[1] / (scaled[0] + scaled[1]), 0.4) << c;
+  }
+}
+
 TEST(Grasp, HandNet) {
   Line line;
   const auto s = grasp_scores(line.probe, {"l1.weight"}, {line.batch}, 1);
