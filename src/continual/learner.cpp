@@ -840,6 +840,16 @@ Json summary_of(const Pack& pack) {
   metric("forgetting", joint ? none(kAtOnce) : pack.accuracies.forgetting());
   s["undefined"] = undefined;
   s["capacity_used"] = capacity_used(pack);
+  const Json layers = capacity_json(pack);
+  auto weights = layers.at("weights").get<std::int64_t>(), nnz = layers.at("used").get<std::int64_t>();
+  if (pack.sharing() == Sharing::separate) {  // nothing is shared: each task's own, whole
+    for (const PackedTask& task : pack.tasks)
+      for (const auto& [name, tensor] : task.own)
+        if (tensor.dim() > 1) nnz = weights += tensor.numel();
+  }
+  s["sparsity"] = weights == 0 ? Json(nullptr) : Json(1 - static_cast<double>(nnz) / static_cast<double>(weights));
+  s["nnz"] = nnz;
+  s["weights"] = weights;
   Json rows = Json::array(), tasks = Json::array();
   for (const auto& row : pack.accuracies.rows()) {
     Json list = Json::array();
@@ -856,7 +866,7 @@ Json summary_of(const Pack& pack) {
     tasks.push_back(task);
   }
   s["per_task"] = tasks;
-  s["capacity"] = capacity_json(pack);
+  s["capacity"] = layers;
   return s;
 }
 

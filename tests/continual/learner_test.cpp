@@ -125,6 +125,9 @@ TEST(Learner, AMaskHasTheFloorOfTheKeepRateAndMayUseEarlierWeights) {
   EXPECT_EQ(s.at("capacity").at("used").get<std::int64_t>(), new_weights);
   EXPECT_EQ(s.at("capacity").at("free").get<std::int64_t>(), all - new_weights);
   EXPECT_DOUBLE_EQ(s.at("capacity_used").get<double>(), static_cast<double>(new_weights) / static_cast<double>(all));
+  EXPECT_EQ(s.at("weights").get<std::int64_t>(), all);
+  EXPECT_EQ(s.at("nnz").get<std::int64_t>(), new_weights);
+  EXPECT_DOUBLE_EQ(s.at("sparsity").get<double>(), 1 - static_cast<double>(new_weights) / static_cast<double>(all));
   EXPECT_EQ(s.at("forgetting").get<double>(), 0);
   EXPECT_EQ(s.at("backward_transfer").get<double>(), 0);
   ASSERT_EQ(s.at("accuracy_matrix").size(), 4u);
@@ -347,6 +350,18 @@ TEST(Learner, ATaskAddedLaterIsTheOneTheSequenceWouldHaveHad) {
   EXPECT_EQ(matrix[1].size(), 2u);  // nobody knew of it then
   EXPECT_TRUE(matrix[2][2].is_number());
   EXPECT_TRUE(s.at("forward_transfer").is_number());
+}
+
+TEST(Learner, WhatCompareReadsCountsTheNetworksOfSeparateTogetherAndAllOfOneThatIsShared) {
+  const std::int64_t one = 784 * 24 + 24 * 10;
+  for (const bool separate : {true, false}) {
+    const TemporaryDirectory folder;
+    const Json s =
+        run(folder / "run", small({separate ? "continual.method=separate" : "continual.method=fine-tuning"}));
+    EXPECT_EQ(s.at("weights").get<std::int64_t>(), separate ? 3 * one : one);
+    EXPECT_EQ(s.at("nnz").get<std::int64_t>(), separate ? 3 * one : one);
+    EXPECT_EQ(s.at("sparsity").get<double>(), 0);
+  }
 }
 
 TEST(Inference, TheLowestEntropyTellsTasksApartThatLookDifferent) {
