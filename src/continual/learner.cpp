@@ -219,16 +219,14 @@ class Learner {
   void check_free() const {
     if (pack_.sharing() != Sharing::masked) return;
     std::string layers;
+    std::vector<std::string> full;
     std::int64_t all = 0, free = 0;
     for (std::size_t w = 0; w < pack_.weights.size(); ++w) {
       const std::int64_t n = pack_.weights[w].phi.numel(), left = n - used(pack_, w).count();
       layers += fmt::format("{}{} {} of {}", layers.empty() ? "" : ", ", pack_.weights[w].name, left, n);
       all += n;
       free += left;
-      if (left == 0 && !pack_.tasks.empty()) {
-        log_warning(
-            fmt::format("task {}: {} has no free weight left: it is used as it is", number(), pack_.weights[w].name));
-      }
+      if (left == 0) full.push_back(pack_.weights[w].name);
     }
     const bool packnet = config_.continual.method == "packnet";
     ESPALIER_CHECK(
@@ -240,6 +238,9 @@ class Learner {
             ? fmt::format("a [continual].tasks above {} from the start: equal shares leave nothing", pack_.tasks.size())
         : packnet ? std::string("a smaller [continual].share")
                   : std::string("smaller [continual].keep_rates, or a lower gamma"));
+    for (const std::string& name : full) {
+      log_warning(fmt::format("task {}: {} has no free weight left: it is used as it is", number(), name));
+    }
   }
 
   // ---- one task ----------------------------------------------------------------------------------------------------
