@@ -202,7 +202,8 @@ TEST(Learner, WithoutRetrainingATaskComputesWithTheWeightsThatItsMaskWasChosenFo
 }
 
 TEST(Learner, AMaskHoldsTheLargestWeightsOfBothSigns) {
-  const train::RunConfig config = small({"continual.keep_rates=[0.3]", "continual.retrain=0it", "continual.reinit=keep"});
+  const train::RunConfig config =
+      small({"continual.keep_rates=[0.3]", "continual.retrain=0it", "continual.reinit=keep"});
   Pack pack = empty_pack(config);
   TaskData data;
   add_task(pack, config, next_source(pack, config, data), {});
