@@ -128,6 +128,7 @@ Finished what_it_did(const RunConfig& config, const fs::path& path, const Json& 
 }
 
 std::string percent(const std::vector<double>& shares) {
+  if (shares.empty()) return "-";
   const report::Statistics s = report::statistics(shares);
   return shares.size() < 2 ? fmt::format("{:.2f}", 100 * s.mean)
                            : fmt::format("{:.2f} ± {:.2f}", 100 * s.mean, 100 * s.deviation);
@@ -177,13 +178,22 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
 
   const fs::path dir = arguments.dir;
   std::map<std::string, std::vector<Finished>> runs;
+  std::map<std::string, std::int64_t> diverged;
   for (std::int64_t seed = 1; seed <= arguments.seeds; ++seed) {
     for (const Arm& arm : arms) {
       const RunConfig config = config_of(arguments, context, arm, seed);
       set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
       log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
-      const auto summary = summary_of(config, path);
+      std::optional<Json> summary;
+      try {
+        summary = summary_of(config, path);
+      } catch (const Error& e) {  // a result too: of alpha, and no reason to leave the other arms out
+        if (e.kind() != ErrorKind::diverged) throw;
+        log_warning(fmt::format("{}: {}", path.string(), e.what()));
+        ++diverged[arm.name];
+        continue;
+      }
       if (!summary) {
         log_info("stopped by a signal; the same command goes on");
         return kStoppedBySignal;
@@ -221,6 +231,9 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
       cells.insert(cells.begin(), fmt::format("{}-{}", arm.name, trace.size()));
       traces.push_back(cells);
     }
+    if (diverged[arm.name] > 0) {
+      ends += fmt::format("{}{} of {} diverged", ends.empty() ? "" : "; ", diverged[arm.name], arguments.seeds);
+    }
     rows.push_back({arm.name, percent(accuracy), percent(near_zero), percent(without), ends, arm.description});
     table += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", arm.name, arm.description, percent(accuracy),
                          percent(near_zero), percent(without), ends);
@@ -228,7 +241,8 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
                                  {"test_accuracy", accuracy},
                                  {"near_zero", near_zero},
                                  {"test_accuracy_without", without},
-                                 {"alpha", alpha}};
+                                 {"alpha", alpha},
+                                 {"diverged", diverged[arm.name]}};
     if (arm.adaptive) results["arms"][arm.name]["trace"] = trace;
   }
   train::write_file_atomically(dir / "results.json", train::to_json_text(results));

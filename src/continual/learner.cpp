@@ -219,16 +219,14 @@ class Learner {
   void check_free() const {
     if (pack_.sharing() != Sharing::masked) return;
     std::string layers;
+    std::vector<std::string> full;
     std::int64_t all = 0, free = 0;
     for (std::size_t w = 0; w < pack_.weights.size(); ++w) {
       const std::int64_t n = pack_.weights[w].phi.numel(), left = n - used(pack_, w).count();
       layers += fmt::format("{}{} {} of {}", layers.empty() ? "" : ", ", pack_.weights[w].name, left, n);
       all += n;
       free += left;
-      if (left == 0 && !pack_.tasks.empty()) {
-        log_warning(
-            fmt::format("task {}: {} has no free weight left: it is used as it is", number(), pack_.weights[w].name));
-      }
+      if (left == 0) full.push_back(pack_.weights[w].name);
     }
     const bool packnet = config_.continual.method == "packnet";
     ESPALIER_CHECK(
@@ -240,6 +238,9 @@ class Learner {
             ? fmt::format("a [continual].tasks above {} from the start: equal shares leave nothing", pack_.tasks.size())
         : packnet ? std::string("a smaller [continual].share")
                   : std::string("smaller [continual].keep_rates, or a lower gamma"));
+    for (const std::string& name : full) {
+      log_warning(fmt::format("task {}: {} has no free weight left: it is used as it is", number(), name));
+    }
   }
 
   // ---- one task ----------------------------------------------------------------------------------------------------
@@ -840,6 +841,16 @@ Json summary_of(const Pack& pack) {
   metric("forgetting", joint ? none(kAtOnce) : pack.accuracies.forgetting());
   s["undefined"] = undefined;
   s["capacity_used"] = capacity_used(pack);
+  const Json layers = capacity_json(pack);
+  auto weights = layers.at("weights").get<std::int64_t>(), nnz = layers.at("used").get<std::int64_t>();
+  if (pack.sharing() == Sharing::separate) {  // nothing is shared: each task's own, whole
+    for (const PackedTask& task : pack.tasks)
+      for (const auto& [name, tensor] : task.own)
+        if (tensor.dim() > 1) nnz = weights += tensor.numel();
+  }
+  s["sparsity"] = weights == 0 ? Json(nullptr) : Json(1 - static_cast<double>(nnz) / static_cast<double>(weights));
+  s["nnz"] = nnz;
+  s["weights"] = weights;
   Json rows = Json::array(), tasks = Json::array();
   for (const auto& row : pack.accuracies.rows()) {
     Json list = Json::array();
@@ -856,7 +867,7 @@ Json summary_of(const Pack& pack) {
     tasks.push_back(task);
   }
   s["per_task"] = tasks;
-  s["capacity"] = capacity_json(pack);
+  s["capacity"] = layers;
   return s;
 }
 

@@ -25,6 +25,21 @@ batch_size = 32
 lr = 0.1
 )";
 
+TEST_F(ReproduceAdaptiveAlpha, AnArmThatDivergesIsAResultAndTheOthersGoOn) {
+  write("c.toml", kTiny);
+  const Result r =
+      run("reproduce adaptive-alpha c.toml --dir runs --seeds 1 --alphas 16,1 --threads 1 --json --arm alpha-16 --arm "
+          "alpha-1 --set optim.momentum=0.9 --set optim.lr=1 --set model.init=xavier-normal");
+  ASSERT_EQ(r.status, 0) << r.err;
+  const json arms = json::parse(r.out).at("arms");
+  EXPECT_EQ(arms.at("alpha-16").at("diverged"), 1);
+  EXPECT_TRUE(arms.at("alpha-16").at("test_accuracy").empty());
+  EXPECT_EQ(arms.at("alpha-1").at("diverged"), 0);
+  EXPECT_EQ(arms.at("alpha-1").at("test_accuracy").size(), 1u);
+  EXPECT_NE(r.err.find("alpha-16-1: step"), std::string::npos) << r.err;
+  EXPECT_NE(read("runs/results.md").find("1 of 1 diverged"), std::string::npos);
+}
+
 TEST_F(ReproduceAdaptiveAlpha, BesideFixedOnes) {
   write("c.toml", kTiny);
   const std::string command =

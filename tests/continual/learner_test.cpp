@@ -125,6 +125,9 @@ TEST(Learner, AMaskHasTheFloorOfTheKeepRateAndMayUseEarlierWeights) {
   EXPECT_EQ(s.at("capacity").at("used").get<std::int64_t>(), new_weights);
   EXPECT_EQ(s.at("capacity").at("free").get<std::int64_t>(), all - new_weights);
   EXPECT_DOUBLE_EQ(s.at("capacity_used").get<double>(), static_cast<double>(new_weights) / static_cast<double>(all));
+  EXPECT_EQ(s.at("weights").get<std::int64_t>(), all);
+  EXPECT_EQ(s.at("nnz").get<std::int64_t>(), new_weights);
+  EXPECT_DOUBLE_EQ(s.at("sparsity").get<double>(), 1 - static_cast<double>(new_weights) / static_cast<double>(all));
   EXPECT_EQ(s.at("forgetting").get<double>(), 0);
   EXPECT_EQ(s.at("backward_transfer").get<double>(), 0);
   ASSERT_EQ(s.at("accuracy_matrix").size(), 4u);
@@ -185,6 +188,34 @@ TEST(Learner, UnprotectedWeightsAreDrawnAnewThroughTheRoot) {
   EXPECT_NEAR(w.std().item<double>(), std, 5 * std / std::sqrt(2 * n));
 }
 
+TEST(Learner, WithoutRetrainingATaskComputesWithTheWeightsThatItsMaskWasChosenFor) {
+  const train::RunConfig config =
+      small({"continual.tasks=1", "continual.keep_rates=[0.3]", "continual.retrain=0it", "train.steps=60"});
+  const TemporaryDirectory folder;
+  const Json s = run(folder / "run", config);
+  const Pack pack = load_pack(folder / "run/pack.safetensors");
+  TaskData data;
+  const auto of_task = data.of(pack.tasks[0].source, pack.config, pack.input);
+  const double now = evaluate(*task_network(pack, 1), of_task->validation_batches()).accuracy();
+  EXPECT_EQ(now, s.at("per_task")[0].at("pruned_accuracy").get<double>());
+  EXPECT_GT(now, 0.2);  // twice chance: weights drawn anew would not do it
+}
+
+TEST(Learner, AMaskHoldsTheLargestWeightsOfBothSigns) {
+  const train::RunConfig config =
+      small({"continual.keep_rates=[0.3]", "continual.retrain=0it", "continual.reinit=keep"});
+  Pack pack = empty_pack(config);
+  TaskData data;
+  add_task(pack, config, next_source(pack, config, data), {});
+  for (std::size_t w = 0; w < pack.weights.size(); ++w) {
+    const at::Tensor phi = pack.weights[w].phi;
+    const at::Tensor kept = bytes(pack.tasks[0].masks[w], pack.weights[w].shape).to(torch::kBool);
+    EXPECT_GE(phi.masked_select(kept).abs().min().item<float>(),
+              phi.masked_select(kept.logical_not()).abs().max().item<float>());
+    EXPECT_LT(phi.masked_select(kept).min().item<float>(), 0);
+  }
+}
+
 TEST(Learner, PackNetLeavesFreeWeightsAtZeroUnlessPowerpropagationWouldKeepThemThere) {
   for (const bool powerprop : {false, true}) {
     const train::RunConfig config =
@@ -215,12 +246,14 @@ TEST(Learner, ATaskWithoutAFreeWeightIsRefusedAndTheFileLeftAlone) {
   const std::string before = read_bytes(file);
   Pack pack = load_pack(file);
   TaskData data;
+  const Warnings warnings;
   const std::string text =
       error_of(ErrorKind::usage, [&] { add_task(pack, config, next_source(pack, config, data), {}); });
   EXPECT_TRUE(contains(text, "task 3")) << text;
   EXPECT_TRUE(contains(text, "0 of 19056 weights are free")) << text;
   EXPECT_TRUE(contains(text, "fc1.weight 0 of 18816")) << text;
   EXPECT_TRUE(contains(text, "[continual].tasks")) << text;
+  EXPECT_FALSE(warnings.mention("it is used as it is"));  // nothing is used: the task is refused
   EXPECT_EQ(pack.tasks.size(), 2u);
   EXPECT_EQ(read_bytes(file), before);
   save_pack(folder / "again.safetensors", pack);
@@ -347,6 +380,18 @@ TEST(Learner, ATaskAddedLaterIsTheOneTheSequenceWouldHaveHad) {
   EXPECT_EQ(matrix[1].size(), 2u);  // nobody knew of it then
   EXPECT_TRUE(matrix[2][2].is_number());
   EXPECT_TRUE(s.at("forward_transfer").is_number());
+}
+
+TEST(Learner, WhatCompareReadsCountsTheNetworksOfSeparateTogetherAndAllOfOneThatIsShared) {
+  const std::int64_t one = 784 * 24 + 24 * 10;
+  for (const bool separate : {true, false}) {
+    const TemporaryDirectory folder;
+    const Json s =
+        run(folder / "run", small({separate ? "continual.method=separate" : "continual.method=fine-tuning"}));
+    EXPECT_EQ(s.at("weights").get<std::int64_t>(), separate ? 3 * one : one);
+    EXPECT_EQ(s.at("nnz").get<std::int64_t>(), separate ? 3 * one : one);
+    EXPECT_EQ(s.at("sparsity").get<double>(), 0);
+  }
 }
 
 TEST(Inference, TheLowestEntropyTellsTasksApartThatLookDifferent) {
