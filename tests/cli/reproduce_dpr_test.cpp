@@ -89,6 +89,21 @@ TEST_F(ReproduceDpr, RunsItsArmsOverSeedsAndWritesATable) {
   EXPECT_EQ(again.out, r.out);
 }
 
+TEST_F(ReproduceDpr, LeavesOutTheThinFormOfAList) {
+  const std::string command =
+      "reproduce dpr c.toml --dir list --seeds 1 --json --set model.name=layers --set 'model.widths=[300,100]'"
+      " --set 'model.layers=[\"flatten\",\"linear(4)\",\"batchnorm\",\"relu\",\"linear(classes)\"]'";
+  const Result asked = run(command + " --arm dpr --arm thin");
+  EXPECT_EQ(asked.status, 2);
+  EXPECT_NE(asked.err.find("--arm thin: a network written as a list"), std::string::npos) << asked.err;
+  const Result r = run(command);
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find("thin: left out"), std::string::npos) << r.err;
+  const json results = json::parse(r.out);
+  EXPECT_EQ(results.size(), 9u);
+  EXPECT_FALSE(results.contains("thin"));
+}
+
 TEST_F(ReproduceDpr, SaysWhatItCannotDo) {
   const auto refused = [&](const std::string& arguments, const std::string& message) {
     const Result r = run("reproduce dpr " + arguments);
