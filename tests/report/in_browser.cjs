@@ -108,6 +108,8 @@ async function look(browser, name, scheme, width) {
     for (const name of ["one", "several"]) {
       const light = await look(browser, name, "light", 1600);
       const dark = await look(browser, name, "dark", 360);
+      await look(browser, name, "light", 360);
+      await look(browser, name, "dark", 1600);
       assert.notStrictEqual(light.background, dark.background);
       assert.notStrictEqual(light.figures.loss.ink, dark.figures.loss.ink, "axes follow the scheme");
       assert.notDeepStrictEqual(light.figures.loss.strokes, dark.figures.loss.strokes, "curves follow the scheme");
