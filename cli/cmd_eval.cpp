@@ -1,6 +1,7 @@
 // espalier eval: the accuracy of a trained run, of other weights in its model, or of the tasks of a packed network.
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 #include "commands.h"
 #include "espalier/continual/evaluate.h"
@@ -16,7 +17,7 @@ struct EvalArguments {
   std::string run, weights, split = "test", data_root;
   bool best = false, json = false, infer_task = false;
   int threads = 0;
-  std::int64_t task = 0;
+  std::optional<std::int64_t> task;
   double require_accuracy = -1;
 };
 
@@ -36,14 +37,14 @@ int eval_pack(const EvalArguments& a, Context& context, const std::string& file)
   const continual::Pack pack = continual::load_pack(file);
   const auto count = static_cast<std::int64_t>(pack.tasks.size());
   ESPALIER_CHECK(count > 0, ErrorKind::usage, "{}: no task has been learnt yet", file);
-  if (a.task != 0) continual::task_network(pack, a.task);  // names those that there are
+  if (a.task) continual::task_network(pack, *a.task);  // names those that there are
   ESPALIER_CHECK(a.split == "test" || !a.infer_task, ErrorKind::usage, "--infer-task looks at test splits");
 
   continual::TaskData data(a.data_root);
   std::vector<std::unique_ptr<data::Loader>> splits;
   std::vector<std::int64_t> numbers;
   for (std::int64_t t = 1; t <= count; ++t) {
-    if (a.task != 0 && t != a.task && !a.infer_task) continue;
+    if (a.task && t != *a.task && !a.infer_task) continue;
     const continual::TaskSource& source = pack.tasks[static_cast<std::size_t>(t - 1)].source;
     const auto of_task = data.of(source, pack.config, pack.input);
     ESPALIER_CHECK(a.split != "validation" || of_task->has_validation(), ErrorKind::usage,
@@ -67,7 +68,7 @@ int eval_pack(const EvalArguments& a, Context& context, const std::string& file)
     table.push_back({"task", "told apart", "accuracy", ""});
     continual::Inference all;
     for (std::size_t i = 0; i < found.size(); ++i) {
-      if (a.task != 0 && numbers[i] != a.task) continue;
+      if (a.task && numbers[i] != *a.task) continue;
       const std::string name = pack.tasks[i].source.text();
       rows.push_back({{"task", numbers[i]},
                       {"name", name},
@@ -121,7 +122,7 @@ int eval_pack(const EvalArguments& a, Context& context, const std::string& file)
 int run(const EvalArguments& a, Context& context) {
   set_threads(a.threads);
   if (const std::string file = pack_of(a); !file.empty()) return eval_pack(a, context, file);
-  ESPALIER_CHECK(a.task == 0 && !a.infer_task, ErrorKind::usage,
+  ESPALIER_CHECK(!a.task && !a.infer_task, ErrorKind::usage,
                  "{}: no packed network here (a .safetensors file of espalier continual, or a run directory with "
                  "pack.safetensors); --task and --infer-task need one",
                  a.run);
@@ -168,7 +169,6 @@ void add_eval_command(CLI::App& app, Context& context) {
   command->add_option("--weights", a->weights, "weights from this safetensors file, in the run's model")
       ->option_text("FILE");
   command->add_option("--task", a->task, "of a packed network: this task alone, from 1; without it, every task")
-      ->check(CLI::Range(1, 1000000))
       ->option_text("N");
   command->add_flag("--infer-task", a->infer_task,
                     "of a packed network: each input goes to the task whose prediction has the lowest entropy");

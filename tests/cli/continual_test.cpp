@@ -142,9 +142,12 @@ TEST_F(Continual, OneFileServesAndLearnsInNewProcesses) {
   EXPECT_EQ(inferred["tasks"].size(), 5u);
   EXPECT_GE(inferred["task_accuracy"].get<double>(), 0.0);
 
-  const Result none = run("eval more.safetensors --task 6");
-  EXPECT_EQ(none.status, 2);
-  EXPECT_NE(none.err.find("there is no task 6: the packed network has tasks 1 to 5"), std::string::npos) << none.err;
+  for (const std::string task : {"6", "0", "-1"}) {
+    const Result none = run("eval more.safetensors --task=" + task);
+    EXPECT_EQ(none.status, 2);
+    EXPECT_NE(none.err.find("there is no task " + task + ": the packed network has tasks 1 to 5"), std::string::npos)
+        << none.err;
+  }
   EXPECT_EQ(run("eval more.safetensors --require-accuracy 1").status, 4);
 
   std::string damaged = bytes;
@@ -190,7 +193,7 @@ TEST_F(Continual, MistakesAreSaid) {
             std::string::npos);
   EXPECT_NE(error("continual c.toml --out x").find("--add-task"), std::string::npos);
   EXPECT_NE(error("continual c.toml --set continual.metod=packnet").find("Did you mean \"method\""), std::string::npos);
-  EXPECT_NE(error("eval c.toml --task 0").find("--task"), std::string::npos);
+  EXPECT_NE(error("eval c.toml --task one").find("--task"), std::string::npos);
   EXPECT_NE(error("continual c.toml --set continual.sequence=datasets --set continual.datasets=glyfs --set "
                   "continual.tasks=0")
                 .find("Did you mean \"glyphs\""),
