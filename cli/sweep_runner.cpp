@@ -148,8 +148,8 @@ class Runner {
          Context& context)
       : dir_(dir), cells_(cells), after_(after), jobs_(static_cast<std::size_t>(jobs)), console_(context.console) {}
 
-  /// Returns whether `stop_requested` has ended it.
-  bool run(const std::atomic<bool>& stop_requested) {
+  /// Returns whether `signalled` has ended it.
+  bool run(const std::atomic<bool>& signalled) {
     for (std::size_t i = 0; i < cells_.size(); ++i) {
       const CellState state = train::state_of(dir_, cells_[i].name);
       if (state.has_result()) {
@@ -163,7 +163,7 @@ class Runner {
     if (finished_ > 0) log_info(fmt::format("{} of {} cells are finished already", finished_, cells_.size()));
     write_tables();
     while (!running_.empty() || (!waiting_.empty() && !stopping_)) {
-      if (stop_requested && !stopping_) stop();
+      if (signalled && !stopping_) stop();
       if (!stopping_) start_some();
       show();
       std::this_thread::sleep_for(kPoll);
