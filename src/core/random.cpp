@@ -157,7 +157,9 @@ std::vector<std::int64_t> few_of(std::int64_t n, std::int64_t wanted, const Rand
 /// The same numbers as a bit for each number below n.
 std::vector<std::uint64_t> marks_of(std::int64_t n, std::int64_t wanted, const RandomStream& random, int threads) {
   const auto words = static_cast<std::size_t>((n + 63) / 64);
-  const std::int64_t shares = std::clamp<std::int64_t>(threads, 1, 1 + wanted / 4096);
+  // Each share has bits of its own: together not many more than a list of the numbers would take.
+  const std::int64_t shares =
+      std::clamp<std::int64_t>(threads, 1, 1 + std::min(wanted / 4096, 64 * wanted / std::max<std::int64_t>(1, n)));
   std::vector<std::vector<std::uint64_t>> of_share(static_cast<std::size_t>(shares));
   const auto draw = [&](std::int64_t i) {
     return random.below_at(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(n));
