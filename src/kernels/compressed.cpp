@@ -259,16 +259,16 @@ struct Blocking {
 /// loading its sums again costs more than tiles from L2. Lines stand by their length: loop ends are predicted.
 ///
 /// Backward, an entry has twice the arithmetic for each vector it loads: tiles asked for early come from L2 in time,
-/// and blocks of L1, which load x and dx again, only cost. What matters is that the tiles of a block stay in L2 (4,096
-/// at most) and that a line has some 80 entries in a block. Natural order: each tile of x and dx is touched once a
-/// block, and taken out of order that is 10 to 20 % slower.
+/// and blocks of L1, which load x and dx again, only cost. What matters is that the tiles of a block, two at a time,
+/// stay in L2 (2,048 rows at most) and that a line has some 80 entries in a block. Natural order: each tile of x and dx
+/// is touched once a block, and taken out of order that is 10 to 20 % slower.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
-  constexpr std::int64_t kWhole = 65536, kFitsL2 = 4096;
+  constexpr std::int64_t kWhole = 65536, kFitsL2 = 2048;
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
   Blocking blocking{kWhole, kWhole, false};
   if (density >= 0.04) blocking.forward = density >= 0.08 ? 128 : 256;
-  if (density * kFitsL2 >= 24)
-    blocking.backward = std::clamp(static_cast<std::int64_t>(80 / density), kFitsL2 / 4, kFitsL2);
+  if (density * kFitsL2 >= 12)
+    blocking.backward = std::clamp(static_cast<std::int64_t>(80 / density), kFitsL2 / 2, kFitsL2);
   return blocking;
 }
 

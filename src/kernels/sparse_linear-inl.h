@@ -8,6 +8,8 @@
 /// Vectors of one pass over a tile: sums held in registers.
 constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
 constexpr int kBackwardVectors = 4;
+/// Tiles that the backward product takes at once: inputs and sums of both in registers.
+constexpr int kBackwardTiles = kVectorBytes == 64 ? 2 : 1;
 /// Sums in registers at once: with fewer vectors a pass (small batches), several lines of a run go together, so that
 /// multiply-adds do not wait for one another.
 constexpr int kForwardSums = kForwardVectors;
@@ -103,10 +105,13 @@ void sparse_forward(const CompressedSide& side, const T* values, const T* bias, 
   });
 }
 
-template <class T, std::int64_t lanes, int vectors, bool input_gradient>
+/// Lane v of tile t is register [t * vectors + v].
+template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradient>
 inline void backward_strip(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
                            bool accumulate, std::int64_t chunk_begin, std::int64_t chunk_end) {
+  constexpr int registers = tiles * vectors;
   const std::uint16_t* const row = side.inner_index.data();
+  const std::int64_t x_tile = side.outer * lanes, dy_tile = side.inner * lanes;
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
@@ -117,13 +122,14 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
       for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
         const CompressedSide::Run run = side.runs[r];
         for (std::uint32_t i = 0; i < run.lines; ++i) {
-          const std::int64_t c = chunk * side.chunk + *column++;
-          Vec<T> xs[vectors];
-          [[maybe_unused]] Vec<T> sum[vectors];
+          const std::int64_t at = (chunk * side.chunk + *column++) * lanes;
+          const auto of_x = [&](int p) { return at + p / vectors * x_tile + p % vectors * kLanes<T>; };
+          Vec<T> xs[registers];
+          [[maybe_unused]] Vec<T> sum[registers];
 #pragma GCC unroll 8
-          for (int v = 0; v < vectors; ++v) {
-            xs[v] = load(x + c * lanes + v * kLanes<T>);
-            if constexpr (input_gradient) sum[v] = block > 0 ? load(dx + c * lanes + v * kLanes<T>) : Vec<T>{};
+          for (int p = 0; p < registers; ++p) {
+            xs[p] = load(x + of_x(p));
+            if constexpr (input_gradient) sum[p] = block > 0 ? load(dx + of_x(p)) : Vec<T>{};
           }
           for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
             const std::uint32_t end = std::min(line_end, k + PendingDots<T, 16>::kSegment);
@@ -133,18 +139,21 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
               const T* const g = dyb + row[k] * lanes;
               // Past the end of a block this asks for what nobody will read.
               const T* const ahead = dyb + row[k + kAhead] * lanes;
+#pragma GCC unroll 2
+              for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 8
-              for (int v = 0; v < vectors * kVectorBytes; v += 64) {
-                __builtin_prefetch(reinterpret_cast<const char*>(ahead) + v);
+                for (int v = 0; v < vectors * kVectorBytes; v += 64) {
+                  __builtin_prefetch(reinterpret_cast<const char*>(ahead + t * dy_tile) + v);
+                }
               }
               [[maybe_unused]] Vec<T> w;
               if constexpr (input_gradient) w = broadcast(values[k]);
               Vec<T> product{};
 #pragma GCC unroll 8
-              for (int v = 0; v < vectors; ++v) {
-                const Vec<T> gradient = in_register<T>(load(g + v * kLanes<T>));
-                if constexpr (input_gradient) sum[v] += w * gradient;
-                product = v == 0 ? xs[v] * gradient : product + xs[v] * gradient;
+              for (int p = 0; p < registers; ++p) {
+                const Vec<T> gradient = in_register<T>(load(g + p / vectors * dy_tile + p % vectors * kLanes<T>));
+                if constexpr (input_gradient) sum[p] += w * gradient;
+                product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
               }
               *dot++ = product;
             }
@@ -152,7 +161,7 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
           }
           if constexpr (input_gradient) {
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v) store(dx + c * lanes + v * kLanes<T>, sum[v]);
+            for (int p = 0; p < registers; ++p) store(dx + of_x(p), sum[p]);
           }
         }
       }
@@ -163,18 +172,24 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
 
 template <class T>
 void sparse_backward(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
-                     bool accumulate, int lanes, std::int64_t chunk_begin, std::int64_t chunk_end) {
-  with_lanes(lanes, [&](auto n) {
+                     bool accumulate, int tiles, int lanes, std::int64_t chunk_begin, std::int64_t chunk_end) {
+  const auto strips = [&](auto together, auto n, std::int64_t tile) {
     each_strip<T, n, kBackwardVectors>([&](auto vectors, int first) {
-      const bool add = accumulate || first > 0;
+      const bool add = accumulate || first > 0 || tile > 0;
+      const std::int64_t in = tile * side.outer * n + first, out = tile * side.inner * n + first;
       const auto run = [&](auto input_gradient) {
-        backward_strip<T, n, vectors, input_gradient>(side, values, x + first, dy + first,
-                                                      dx != nullptr ? dx + first : nullptr, dvalues, add, chunk_begin,
-                                                      chunk_end);
+        backward_strip<T, n, vectors, together, input_gradient>(
+            side, values, x + in, dy + out, dx != nullptr ? dx + in : nullptr, dvalues, add, chunk_begin, chunk_end);
       };
       dx != nullptr ? run(std::true_type{}) : run(std::false_type{});
     });
-  });
+  };
+  std::int64_t tile = 0;
+  if (lanes == kTileLanes) {
+    for (; tile + kBackwardTiles <= tiles; tile += kBackwardTiles)
+      strips(std::integral_constant<int, kBackwardTiles>{}, std::integral_constant<int, kTileLanes>{}, tile);
+  }
+  for (; tile < tiles; ++tile) with_lanes(lanes, [&](auto n) { strips(std::integral_constant<int, 1>{}, n, tile); });
 }
 
 template <class T>

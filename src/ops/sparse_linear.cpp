@@ -57,7 +57,7 @@ void forward(const Compressed& m, const TileLayout& in, const T* values, const T
   });
 }
 
-/// dx (unless null) and dvalues over all tiles: each thread has chunks of columns of its own, tile after tile.
+/// dx (unless null) and dvalues over all tiles: each thread has chunks of columns of its own.
 template <class T>
 void backward(const Compressed& m, const TileLayout& in, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
               T* dbias) {
@@ -70,11 +70,19 @@ void backward(const Compressed& m, const TileLayout& in, const T* values, const 
     const std::int64_t begin = chunk_at(side, share(p)),
                        end = p + 1 == parts ? side.chunks() : chunk_at(side, share(p + 1));
     const std::int64_t row_begin = m.rows * p / parts, row_end = m.rows * (p + 1) / parts;
-    for (std::int64_t t = 0; t < in.tiles(); ++t) {
-      k.backward(side, values, x + in.offset(t), dy + out.offset(t), dx != nullptr ? dx + in.offset(t) : nullptr,
-                 dvalues, t > 0, in.lanes(t), begin, end);
-      if (dbias != nullptr) k.row_sums(dy + out.offset(t), dbias, t > 0, in.lanes(t), row_begin, row_end);
-    }
+    // The full tiles, then the ragged one.
+    const std::int64_t full = in.samples / kernels::kTileLanes, tiles = in.tiles();
+    const auto some = [&](std::int64_t first, std::int64_t last) {
+      if (first == last) return;
+      k.backward(side, values, x + in.offset(first), dy + out.offset(first),
+                 dx != nullptr ? dx + in.offset(first) : nullptr, dvalues, first > 0, static_cast<int>(last - first),
+                 in.lanes(first), begin, end);
+    };
+    some(0, full);
+    some(full, tiles);
+    if (dbias == nullptr) return;
+    for (std::int64_t t = 0; t < tiles; ++t)
+      k.row_sums(dy + out.offset(t), dbias, t > 0, in.lanes(t), row_begin, row_end);
   });
 }
 

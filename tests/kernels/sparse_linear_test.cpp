@@ -131,7 +131,7 @@ struct Problem {
     const auto& k = table.sparse_linear<T>();
     k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), lanes, 0,
               matrix.forward.chunks());
-    k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, lanes, 0,
+    k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, 1, lanes, 0,
                matrix.backward.chunks());
   }
 
@@ -238,7 +238,7 @@ TYPED_TEST(SparseLinear, AnySplitIntoChunksGivesTheSameBits) {
       }
       for (std::int64_t c = b.chunks(); c-- > 0;) {
         k.backward(b, split.values.data(), split.x.data(), split.dy.data(), split.dx.data(), split.dvalues.data(),
-                   false, 64, c, c + 1);
+                   false, 1, 64, c, c + 1);
       }
       EXPECT_EQ(whole.y, split.y);
       EXPECT_EQ(whole.dx, split.dx);
@@ -253,9 +253,55 @@ TYPED_TEST(SparseLinear, AddsToTheGradientOfEarlierTilesAndNeedsNoInputGradient)
     Problem<TypeParam> p({70, 129, 0.3}, 32, true);
     p.run(*table);
     auto doubled = p.dvalues;
-    k.backward(p.matrix.backward, nullptr, p.x.data(), p.dy.data(), nullptr, doubled.data(), true, 32, 0,
+    k.backward(p.matrix.backward, nullptr, p.x.data(), p.dy.data(), nullptr, doubled.data(), true, 1, 32, 0,
                p.matrix.backward.chunks());
     for (std::size_t i = 0; i < doubled.size(); ++i) EXPECT_EQ(doubled[i], 2 * p.dvalues[i]);
+  }
+}
+
+/// A kernel may take tiles together; the input gradient has the bits of one after the other, and that of the values is
+/// the sum over all samples, within the bound of any order of summation.
+TYPED_TEST(SparseLinear, TakesSeveralTilesAtOnce) {
+  using T = TypeParam;
+  const double u = std::is_same_v<T, float> ? 0x1p-24 : 0x1p-53;
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<T>();
+    for (const int lanes : {48, 64}) {
+      for (const int tiles : {2, 3, 4, 5}) {
+        Problem<T> p({70, 129, 0.3}, lanes, false);
+        const auto rows = static_cast<std::size_t>(tiles * 70 * lanes),
+                   columns = static_cast<std::size_t>(tiles * 129 * lanes);
+        std::vector<T> x(columns), dy(rows), dx(columns, T(99)), one_by_one(columns, T(99));
+        for (std::size_t i = 0; i < columns; ++i) x[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i)));
+        for (std::size_t i = 0; i < rows; ++i) dy[i] = static_cast<T>(std::cos(0.3 * static_cast<double>(i)));
+        const auto& b = p.matrix.backward;
+        const auto tile = [&](std::vector<T>& v, int t) {
+          return v.data() + v.size() / static_cast<std::size_t>(tiles) * static_cast<std::size_t>(t);
+        };
+        std::vector<T> unused(p.dvalues.size());
+        for (int t = 0; t < tiles; ++t)
+          k.backward(b, p.values.data(), tile(x, t), tile(dy, t), tile(one_by_one, t), unused.data(), false, 1, lanes,
+                     0, b.chunks());
+        k.backward(b, p.values.data(), x.data(), dy.data(), dx.data(), p.dvalues.data(), false, tiles, lanes, 0,
+                   b.chunks());
+        EXPECT_EQ(dx, one_by_one) << table->isa << " " << lanes << "x" << tiles;
+        const double n = tiles * lanes, gamma = n * u / (1 - n * u) + n * 0x1p-53;
+        each_entry(p.matrix, [&](std::int64_t row, std::int64_t column, std::uint32_t entry) {
+          double sum = 0, absolute = 0;
+          for (int t = 0; t < tiles; ++t) {
+            for (int s = 0; s < lanes; ++s) {
+              const double product = static_cast<double>(tile(dy, t)[row * lanes + s]) *
+                                     static_cast<double>(tile(x, t)[column * lanes + s]);
+              sum += product;
+              absolute += std::abs(product);
+            }
+          }
+          const double found = static_cast<double>(p.dvalues[p.matrix.canonical[entry]]);
+          ASSERT_LE(std::abs(found - sum), gamma * absolute)
+              << table->isa << " " << lanes << "x" << tiles << " at " << row << ", " << column;
+        });
+      }
+    }
   }
 }
 
