@@ -29,10 +29,13 @@ void each_part(int parts, const F& f) {
   });
 }
 
-/// The chunk where share `part` of `parts` begins.
+/// The chunk whose begin is nearest to this share of the work.
 std::int64_t chunk_at(const CompressedSide& side, double share) {
   const auto target = static_cast<std::int64_t>(share * static_cast<double>(side.work.back()));
-  return std::lower_bound(side.work.begin(), side.work.end(), target) - side.work.begin();
+  const auto after = std::lower_bound(side.work.begin(), side.work.end(), target);
+  if (after == side.work.begin()) return 0;
+  const auto before = after - 1;
+  return (*after - target < target - *before ? after : before) - side.work.begin();
 }
 
 /// y on all tiles: tiles and chunks laid end to end and cut into equal shares of work.
