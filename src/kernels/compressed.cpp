@@ -67,7 +67,7 @@ void set_work(CompressedSide& side) {
 
 /// Lines of a chunk of a matrix: what threads share out.
 std::int64_t lines_of_chunk(std::int64_t outer) {
-  return std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 64, 512);
+  return std::clamp<std::int64_t>((outer / 16 + 31) / 32 * 32, 32, 512);
 }
 
 void set_sizes(CompressedSide& side, std::int64_t outer, std::int64_t chunk, std::int64_t inner, std::int64_t block) {

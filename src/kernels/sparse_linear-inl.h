@@ -10,9 +10,15 @@ constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
 constexpr int kBackwardVectors = 4;
 /// Tiles that the backward product takes at once: inputs and sums of both in registers.
 constexpr int kBackwardTiles = kVectorBytes == 64 ? 2 : 1;
+/// Bytes of a block's tiles from which on they are asked for early: smaller ones are in L1 anyhow.
+constexpr std::int64_t kAskEarly = 40 << 10;
 /// Sums in registers at once: with fewer vectors a pass (small batches), several lines of a run go together, so that
 /// multiply-adds do not wait for one another.
 constexpr int kForwardSums = kForwardVectors;
+/// Two sums for each output where there are registers for them, from this number of entries of a line on: with fewer,
+/// the sums of the next lines overlap.
+constexpr int kForwardWays = kVectorBytes == 64 ? 2 : 1;
+constexpr std::uint32_t kLongLine = 16;
 
 /// f(integral_constant<vectors>, first lane) for the strips of at most `most` vectors that cover `lanes` samples.
 template <class T, int lanes, int most, int first = 0, class F>
@@ -33,31 +39,47 @@ inline void with_lanes(int lanes, const F& f) {
   }
 }
 
-/// `rows` rows of one run at once: as many sums in registers as hide the latency of a multiply-add.
-template <class T, std::int64_t lanes, int vectors, int rows>
+/// `rows` rows of one run at once, every second entry into sums of its own where ways = 2: as many sums in registers as
+/// hide the latency of a multiply-add.
+template <class T, std::int64_t lanes, int vectors, int rows, int ways>
 inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, const T* value, std::uint32_t entries,
                          const T* x, const T* bias, T* y, bool first_block) {
-  Vec<T> sum[rows][vectors];
+  Vec<T> sum[ways][rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     const T start = first_block && bias != nullptr ? bias[row[r]] : T(0);
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v)
-      sum[r][v] = first_block ? broadcast(start) : load(y + row[r] * lanes + v * kLanes<T>);
+    for (int v = 0; v < vectors; ++v) {
+      sum[0][r][v] = first_block ? broadcast(start) : load(y + row[r] * lanes + v * kLanes<T>);
+      if constexpr (ways == 2) sum[1][r][v] = Vec<T>{};
+    }
   }
-  for (std::uint32_t k = 0; k < entries; ++k) {
+  const auto add = [&](std::uint32_t k, int way) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const T* const in = x + column[r * entries + k] * lanes;
       const Vec<T> w = broadcast(value[r * entries + k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[r][v] += w * load(in + v * kLanes<T>);
+      for (int v = 0; v < vectors; ++v) sum[way][r][v] += w * load(in + v * kLanes<T>);
     }
+  };
+  std::uint32_t k = 0;
+  if constexpr (ways == 2) {
+    for (; k + 2 <= entries; k += 2) {
+      add(k, 0);
+      add(k + 1, 1);
+    }
+    if (k < entries) add(k, 0);
+  } else {
+    for (; k < entries; ++k) add(k, 0);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) store(y + row[r] * lanes + v * kLanes<T>, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      if constexpr (ways == 2) sum[0][r][v] += sum[1][r][v];
+      store(y + row[r] * lanes + v * kLanes<T>, sum[0][r][v]);
+    }
   }
 }
 
@@ -76,20 +98,25 @@ inline void forward_strip(const CompressedSide& side, const T* values, const T* 
       const T* const b = bias != nullptr ? bias + first : nullptr;
       for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
         const CompressedSide::Run run = side.runs[r];
-        std::uint32_t i = 0;
-        for (; i + together <= run.lines; i += together) {
-          forward_rows<T, lanes, vectors, together>(row, column, value, run.entries, xb, b, y + first * lanes,
-                                                    block == 0);
-          row += together;
-          column += together * run.entries;
-          value += together * run.entries;
-        }
-        for (; i < run.lines; ++i) {
-          forward_rows<T, lanes, vectors, 1>(row, column, value, run.entries, xb, b, y + first * lanes, block == 0);
-          ++row;
-          column += run.entries;
-          value += run.entries;
-        }
+        const auto go_through = [&](auto ways) {
+          std::uint32_t i = 0;
+          for (; i + together <= run.lines; i += together) {
+            forward_rows<T, lanes, vectors, together, ways>(row, column, value, run.entries, xb, b, y + first * lanes,
+                                                            block == 0);
+            row += together;
+            column += together * run.entries;
+            value += together * run.entries;
+          }
+          for (; i < run.lines; ++i) {
+            forward_rows<T, lanes, vectors, 1, ways>(row, column, value, run.entries, xb, b, y + first * lanes,
+                                                     block == 0);
+            ++row;
+            column += run.entries;
+            value += run.entries;
+          }
+        };
+        run.entries >= kLongLine ? go_through(std::integral_constant<int, kForwardWays>{})
+                                 : go_through(std::integral_constant<int, 1>{});
       }
     }
   }
@@ -106,7 +133,7 @@ void sparse_forward(const CompressedSide& side, const T* values, const T* bias, 
 }
 
 /// Lane v of tile t is register [t * vectors + v].
-template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradient>
+template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradient, bool ask_early>
 inline void backward_strip(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
                            bool accumulate, std::int64_t chunk_begin, std::int64_t chunk_end) {
   constexpr int registers = tiles * vectors;
@@ -135,19 +162,20 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
             const std::uint32_t end = std::min(line_end, k + PendingDots<T, 16>::kSegment);
             Vec<T>* dot = dots.next();
             dots.added(static_cast<int>(end - k));
-            for (; k < end; ++k) {
-              const T* const g = dyb + row[k] * lanes;
-              // Past the end of a block this asks for what nobody will read.
-              const T* const ahead = dyb + row[k + kAhead] * lanes;
+            const auto entry = [&](std::uint32_t e) __attribute__((always_inline)) {
+              const T* const g = dyb + row[e] * lanes;
+              if constexpr (ask_early) {  // past the end of a block for what nobody will read
+                const T* const ahead = dyb + row[e + kAhead] * lanes;
 #pragma GCC unroll 2
-              for (int t = 0; t < tiles; ++t) {
+                for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors * kVectorBytes; v += 64) {
-                  __builtin_prefetch(reinterpret_cast<const char*>(ahead + t * dy_tile) + v);
+                  for (int v = 0; v < vectors * kVectorBytes; v += 64) {
+                    __builtin_prefetch(reinterpret_cast<const char*>(ahead + t * dy_tile) + v);
+                  }
                 }
               }
               [[maybe_unused]] Vec<T> w;
-              if constexpr (input_gradient) w = broadcast(values[k]);
+              if constexpr (input_gradient) w = broadcast(values[e]);
               Vec<T> product{};
 #pragma GCC unroll 8
               for (int p = 0; p < registers; ++p) {
@@ -156,7 +184,14 @@ inline void backward_strip(const CompressedSide& side, const T* values, const T*
                 product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
               }
               *dot++ = product;
+            };
+            if constexpr (registers <= 2) {  // so little for each entry that counting them shows
+              for (; k + 2 <= end; k += 2) {
+                entry(k);
+                entry(k + 1);
+              }
             }
+            for (; k < end; ++k) entry(k);
             dots.flush_full();
           }
           if constexpr (input_gradient) {
@@ -177,11 +212,15 @@ void sparse_backward(const CompressedSide& side, const T* values, const T* x, co
     each_strip<T, n, kBackwardVectors>([&](auto vectors, int first) {
       const bool add = accumulate || first > 0 || tile > 0;
       const std::int64_t in = tile * side.outer * n + first, out = tile * side.inner * n + first;
-      const auto run = [&](auto input_gradient) {
-        backward_strip<T, n, vectors, together, input_gradient>(
+      const auto run = [&](auto input_gradient, auto ask_early) {
+        backward_strip<T, n, vectors, together, input_gradient, ask_early>(
             side, values, x + in, dy + out, dx != nullptr ? dx + in : nullptr, dvalues, add, chunk_begin, chunk_end);
       };
-      dx != nullptr ? run(std::true_type{}) : run(std::false_type{});
+      const auto with_dx = [&](auto ask_early) {
+        dx != nullptr ? run(std::true_type{}, ask_early) : run(std::false_type{}, ask_early);
+      };
+      const std::int64_t bytes = side.block * n * together * static_cast<std::int64_t>(sizeof(T));
+      bytes >= kAskEarly ? with_dx(std::true_type{}) : with_dx(std::false_type{});
     });
   };
   std::int64_t tile = 0;
