@@ -8,6 +8,8 @@
 #include "kernels/sparse_conv-inl.h"
 #include "kernels/sparse_linear-inl.h"
 #include "kernels/update-inl.h"
+// after update-inl.h, whose Entries it uses
+#include "kernels/cross_entropy-inl.h"
 
 constexpr Table make_table(const char* isa, bool (*runs_here)()) {
   return {isa,
@@ -24,5 +26,7 @@ constexpr Table make_table(const char* isa, bool (*runs_here)()) {
           sparse_conv_kernels<double>(),
           update_kernels<float>(),
           update_kernels<double>(),
+          cross_entropy_kernels<float>(),
+          cross_entropy_kernels<double>(),
           &multiply_adds<float>};
 }

@@ -31,13 +31,14 @@ inline at::Tensor to_add_to(const at::Tensor& other) {
 }
 
 /// Gradients formed outside autograd: differentiating them once more is an error and not a silent zero.
-inline torch::autograd::variable_list differentiable_once(torch::autograd::variable_list gradients, const char* layer) {
+inline torch::autograd::variable_list differentiable_once(torch::autograd::variable_list gradients, const char* what,
+                                                          const char* instead = "a dense layer") {
   if (!at::GradMode::is_enabled()) return gradients;
   for (at::Tensor& gradient : gradients) {
     if (gradient.defined()) gradient.requires_grad_();  // what DelayedError goes by
   }
   const auto refuse = std::make_shared<torch::autograd::DelayedError>(
-      std::string(layer) + ": differentiable once; second derivatives need a dense layer",
+      std::string(what) + ": differentiable once; second derivatives need " + instead,
       static_cast<int>(gradients.size()));
   return (*refuse)(std::move(gradients));
 }

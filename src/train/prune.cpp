@@ -5,6 +5,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/methods/magnitude.h"
+#include "espalier/ops/cross_entropy.h"
 
 namespace espalier::train {
 namespace {
@@ -32,9 +33,8 @@ void retrain(const RunConfig& config, const RunData& data, SparseModel& model, s
   for (std::int64_t s = 0; s < steps; ++s) {
     const data::Batch batch =
         batches.batch(first_epoch + s / batches.batches_per_epoch(), s % batches.batches_per_epoch());
-    const at::Tensor loss = torch::nn::functional::cross_entropy(
-        model.network->forward(batch.images), batch.labels,
-        torch::nn::functional::CrossEntropyFuncOptions().label_smoothing(config.train.label_smoothing));
+    const at::Tensor loss =
+        ops::cross_entropy(model.network->forward(batch.images), batch.labels, config.train.label_smoothing);
     ESPALIER_CHECK(std::isfinite(loss.item<double>()), ErrorKind::diverged,
                    "retraining: the loss is {} at step {}; lower --retrain-lr ({:g})", loss.item<double>(), s + 1,
                    config.optim.lr);

@@ -10,6 +10,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/kernels/dispatch.h"
+#include "espalier/ops/cross_entropy.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
@@ -140,9 +141,7 @@ class Run {
     for (auto& group : optimizer_->param_groups()) group.options().set_lr(rate);
 
     const at::Tensor logits = model_.network->forward(batch.images);
-    const at::Tensor loss = torch::nn::functional::cross_entropy(
-        logits, batch.labels,
-        torch::nn::functional::CrossEntropyFuncOptions().label_smoothing(config_.train.label_smoothing));
+    const at::Tensor loss = ops::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
     const double loss_value = loss.item<double>();
     if (!std::isfinite(loss_value)) diverged(batch, loss_value, rate);
     loss.backward();

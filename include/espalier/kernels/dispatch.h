@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "espalier/kernels/batch_norm.h"
+#include "espalier/kernels/cross_entropy.h"
 #include "espalier/kernels/images.h"
 #include "espalier/kernels/power.h"
 #include "espalier/kernels/sparse_conv.h"
@@ -29,6 +30,8 @@ struct Table {
   SparseConvKernels<double> sparse_conv_f64;
   UpdateKernels<float> update_f32;
   UpdateKernels<double> update_f64;
+  CrossEntropyKernels<float> cross_entropy_f32;
+  CrossEntropyKernels<double> cross_entropy_f64;
   /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
   std::int64_t (*multiply_adds)(std::int64_t rounds);
 
@@ -73,6 +76,13 @@ struct Table {
       return update_f32;
     else
       return update_f64;
+  }
+  template <class T>
+  const CrossEntropyKernels<T>& cross_entropy() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return cross_entropy_f32;
+    else
+      return cross_entropy_f64;
   }
 };
 
