@@ -134,10 +134,12 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
     const auto& channels = static_cast<const Channels&>(*capsule);
     const bool training = ctx->saved_data["training"].toBool(), summand = ctx->saved_data["summand"].toBool();
     const bool relu = ctx->saved_data["relu"].toBool() && !summand;  // recomputed from x alone
-    at::Tensor dy = gradients[0].contiguous();
-    const bool add = gradients.size() > 1 && gradients[1].defined();
-    at::Tensor dx = add ? to_add_to(gradients[1]) : new_images(x.numel(), x.options());
-    at::Tensor g = y.defined() ? new_images(x.numel(), x.options()) : dy;
+    // Written over dy where that is possible: new memory would be one more stream, and memory is what bounds this.
+    const bool over_dy = may_overwrite(gradients[0]);
+    const at::Tensor dy = gradients[0].contiguous();
+    const bool add = gradients.size() > 1 && gradients[1].defined(), keeps_g = summand;
+    at::Tensor g = !y.defined() || over_dy ? dy : new_images(x.numel(), x.options());
+    at::Tensor dx = add ? to_add_to(gradients[1]) : over_dy && !keeps_g ? dy : new_images(x.numel(), x.options());
     at::Tensor dweight = at::empty_like(mean), dbias = at::empty_like(mean);
     with_type(x, [&](auto zero) {
       using T = decltype(zero);
@@ -148,7 +150,7 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
         if (y.defined()) {
           k.masked_gradient_sums(x.data_ptr<T>(), y.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by.mean,
                                  g.data_ptr<T>(), &sum, &product);
-          clear_halos(channels, c, g.data_ptr<T>());
+          if (!over_dy) clear_halos(channels, c, g.data_ptr<T>());
         } else {
           k.gradient_sums(x.data_ptr<T>(), dy.data_ptr<T>(), channels.channel(c), by, &sum, &product);
         }
@@ -160,7 +162,7 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
         const T slope = training ? static_cast<T>(product / n * inv * inv) : T(0);
         k.input_gradient(x.data_ptr<T>(), g.data_ptr<T>(), channels.channel(c), by, level, slope, add,
                          dx.data_ptr<T>());
-        if (!add) clear_halos(channels, c, dx.data_ptr<T>());
+        if (!add && !dx.is_same(dy)) clear_halos(channels, c, dx.data_ptr<T>());
       });
     });
     return {dx,

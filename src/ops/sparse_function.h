@@ -22,12 +22,16 @@ inline void check_bias(const at::Tensor& bias, const at::Tensor& x, std::int64_t
                  c10::toString(x.scalar_type()), outputs);
 }
 
-/// The gradient of another use, to be added to in place: itself where nobody but autograd holds it (which does so twice
-/// around Function::backward, whose argument is the third), else a copy.
+/// May an argument of Function::backward be written over? Where nobody but autograd holds it, which does so twice
+/// around that function, whose argument is the third.
+inline bool may_overwrite(const at::Tensor& gradient) {
+  return gradient.use_count() <= 3 && gradient.storage().use_count() == 1 && gradient.is_contiguous() &&
+         !at::GradMode::is_enabled();
+}
+
+/// The gradient of another use, to be added to in place: itself where it may be overwritten, else a copy.
 inline at::Tensor to_add_to(const at::Tensor& other) {
-  const bool ours = other.use_count() <= 3 && other.storage().use_count() == 1 && other.is_contiguous() &&
-                    !at::GradMode::is_enabled();
-  return ours ? other : other.clone(at::MemoryFormat::Contiguous);
+  return may_overwrite(other) ? other : other.clone(at::MemoryFormat::Contiguous);
 }
 
 /// Gradients formed outside autograd: differentiating them once more is an error and not a silent zero.

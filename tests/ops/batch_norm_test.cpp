@@ -145,6 +145,39 @@ TEST(BatchNorm, AForkAddsTheGradientOfTheOtherUse) {
   }
 }
 
+/// The backward pass writes over a gradient that nobody else holds, and over no other.
+TEST(BatchNorm, WritesOverNoGradientThatSomebodyHolds) {
+  torch::manual_seed(5);
+  const ImageLayout layout{20, 3, 5, 4, 1};
+  const auto run = [&](bool hold, bool relu) {
+    torch::manual_seed(6);
+    const auto random = [&] { return to_images(torch::randn({20, 3, 5, 4}, torch::kDouble), 1); };
+    const Tensor x = random().requires_grad_(), r = random().requires_grad_(), dy = random(), before = dy.clone();
+    const BatchNorm norm;
+    const Tensor y = batch_norm(x, layout, norm, relu);
+    const Tensor z = batch_norm_add(y, r, layout, norm, relu), last = batch_norm(z, layout, norm, relu);
+    Tensor at_y, at_z;
+    if (hold) {
+      y.register_hook([&](const Tensor& g) { at_y = g; });
+      z.register_hook([&](const Tensor& g) { at_z = g; });
+    }
+    last.backward(dy);
+    EXPECT_TRUE(dy.equal(before));
+    std::vector<Tensor> out = {x.grad(), r.grad()};
+    if (hold) {
+      // what was seen on the way is still what it was: the gradients from there on follow from it
+      out.push_back(torch::autograd::grad({batch_norm(x, layout, norm, relu)}, {x}, {at_y})[0]);
+      out.push_back(torch::autograd::grad({batch_norm_add(y.detach(), r, layout, norm, relu)}, {r}, {at_z})[0]);
+    }
+    return out;
+  };
+  for (const bool relu : {false, true}) {
+    const auto held = run(true, relu), free = run(false, relu);
+    expect_close({held[0], held[1], held[2], held[3]}, {free[0], free[1], free[0], free[1]});
+    EXPECT_GT(free[0].abs().max().item<double>(), 0);
+  }
+}
+
 TEST(BatchNorm, OfVectorsIsTorchs) {
   for (const std::int64_t samples : {2, 5, 16, 17, 63, 64, 65, 100, 128, 130}) {
     for (const std::int64_t features : {1, 7}) {

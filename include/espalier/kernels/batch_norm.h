@@ -49,11 +49,12 @@ struct BatchNormKernels {
   void (*gradient_sums)(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, double* sum,
                         double* product);
 
-  /// The same sums behind the ReLU of a sum: g = y > 0 ? dy : 0, which is written.
+  /// The same sums behind the ReLU of a sum: g = y > 0 ? dy : 0, which is written, over dy if it is the same.
   void (*masked_gradient_sums)(const T* x, const T* y, const T* dy, const Channel& channel, T mean, T* g, double* sum,
                                double* product);
 
-  /// dx = (g - level - slope (x - mean)) scale, added to what is there where `add`; zero in padding.
+  /// dx = (g - level - slope (x - mean)) scale, added to what is there where `add`; zero in padding. g is dy, through
+  /// the ReLU where `by` has one; dx may be dy.
   void (*input_gradient)(const T* x, const T* dy, const Channel& channel, const ChannelScale<T>& by, T level, T slope,
                          bool add, T* dx);
 };
