@@ -11,6 +11,7 @@
 
 #include "espalier/core/error.h"
 #include "espalier/nn/activation.h"
+#include "espalier/ops/relu.h"
 #include "nn/layers.h"
 
 namespace espalier::nn {
@@ -371,8 +372,8 @@ class LayerList : public Network {
   static Function activation(const Element& e, bool in_place) {
     const std::string kind = e.kind->name;
     if (kind == "relu") {
-      if (in_place) return [](const Tensor& x) -> Tensor { return x.relu_(); };
-      return [](const Tensor& x) { return torch::relu(x); };
+      if (in_place) return [](const Tensor& x) { return ops::relu_over(x); };
+      return [](const Tensor& x) { return ops::relu(x); };
     }
     if (kind == "leakyrelu")
       return [slope = e.number("slope")](const Tensor& x) { return torch::leaky_relu(x, slope); };

@@ -5,6 +5,7 @@
 #include "espalier/nn/sparse_conv.h"
 #include "espalier/nn/sparse_linear.h"
 #include "espalier/ops/batch_norm.h"
+#include "espalier/ops/relu.h"
 
 namespace espalier::nn {
 namespace {
@@ -36,13 +37,13 @@ Activation normalised(Module& module, const Activation& x, bool relu) {
   }
   if (x.is_tiled()) return {ops::batch_norm(x.data(), x.tile_layout(), arguments_of(module), relu), x.tile_layout()};
   const at::Tensor y = module.forward(x.data());
-  return relu ? y.relu_() : y;
+  return relu ? ops::relu_over(y) : y;
 }
 
 Activation sum(const Activation& y, const Activation& x, bool relu) {
   if (!y.is_images() && !x.is_images()) {
     const at::Tensor total = y.plain().add_(x.plain());
-    return relu ? total.relu_() : total;
+    return relu ? ops::relu_over(total) : total;
   }
   const Activation a = y.images(0), b = x.images(0);
   ops::ImageLayout layout = a.image_layout();
@@ -105,7 +106,7 @@ Activation batch_norm_add_relu(torch::nn::BatchNorm2dImpl& module, const Activat
 }
 
 Activation relu_over(const Activation& x) {
-  return x.map([](at::Tensor data) { return data.relu_(); });
+  return x.map([](const at::Tensor& data) { return ops::relu_over(data); });
 }
 
 Activation add_over(const Activation& y, const Activation& x) { return sum(y, x, false); }
