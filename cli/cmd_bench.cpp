@@ -190,7 +190,7 @@ Json json_of(const bench::Row& r) {
           {"pass", r.pass},
           {"sparse_us", r.sparse.median},
           {"sparse_us_quartiles", {r.sparse.low, r.sparse.high}},
-          {"rounds", r.sparse.rounds},
+          {"timed_runs", r.sparse.timed},
           {"dense_us", r.dense_path.empty() ? Json() : Json(r.dense_us)},
           {"dense_path", r.dense_path},
           {"speedup", r.dense_path.empty() ? Json() : Json(r.speedup())},

@@ -18,7 +18,7 @@ double microseconds_since(Clock::time_point start) {
 }
 
 constexpr double kSampleMicroseconds = 2000;
-constexpr int kLeastRounds = 5;
+constexpr std::size_t kLeastTimed = 5;
 
 double quantile(const std::vector<double>& sorted, double q) {
   const double at = q * static_cast<double>(sorted.size() - 1);
@@ -29,7 +29,7 @@ double quantile(const std::vector<double>& sorted, double q) {
 
 }  // namespace
 
-std::vector<Timing> measure(const std::vector<Candidate>& candidates, double seconds) {
+std::vector<Timing> measure(const std::vector<Candidate>& candidates, double seconds, Turn turn) {
   std::vector<int> repeats;
   for (const Candidate& c : candidates) {
     c.run();  // first touches, caches of libraries
@@ -40,13 +40,15 @@ std::vector<Timing> measure(const std::vector<Candidate>& candidates, double sec
   std::vector<std::vector<double>> samples(candidates.size());
   const auto begin = Clock::now();
   const double budget = seconds * 1e6 * static_cast<double>(candidates.size());
-  for (int round = 0; round < kLeastRounds || microseconds_since(begin) < budget; ++round) {
+  for (std::size_t round = 0; samples[0].size() < kLeastTimed || microseconds_since(begin) < budget; ++round) {
     for (std::size_t k = 0; k < candidates.size(); ++k) {
-      const std::size_t i = (k + static_cast<std::size_t>(round)) % candidates.size();
-      candidates[i].run();
-      const auto start = Clock::now();
-      for (int r = 0; r < repeats[i]; ++r) candidates[i].run();
-      samples[i].push_back(microseconds_since(start) / repeats[i]);
+      const std::size_t i = (k + round) % candidates.size();
+      for (int r = 0; r < turn.untimed; ++r) candidates[i].run();
+      for (int n = 0; n < turn.timed; ++n) {
+        const auto start = Clock::now();
+        for (int r = 0; r < repeats[i]; ++r) candidates[i].run();
+        samples[i].push_back(microseconds_since(start) / repeats[i]);
+      }
     }
   }
   std::vector<Timing> timings;

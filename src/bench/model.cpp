@@ -147,7 +147,7 @@ std::vector<Row> bench_model(const ModelCase& c, double seconds, std::uint64_t s
       const at::Tensor images = batch.first.contiguous(torch::MemoryFormat::ChannelsLast);
       candidates.push_back({"", inference(*channels_last->net, images)});
     }
-    const auto t = measure(candidates, share);
+    const auto t = measure(candidates, share, kStepTurn);
     add_sparse(inference_row, t[0], samples_in_a_batch * stored.forward, samples_in_a_batch * all.forward);
     peers(inference_row, t);
     rows.push_back(inference_row);
@@ -159,7 +159,7 @@ std::vector<Row> bench_model(const ModelCase& c, double seconds, std::uint64_t s
     std::vector<Candidate> candidates = {
         {"", [&] { compressed.step(next()); }}, {"", [&] { masked.step(next()); }}, {"", [&] { dense.step(next()); }}};
     if (channels_last) candidates.push_back({"", [&] { channels_last->step(next()); }});
-    const auto t = measure(candidates, share);
+    const auto t = measure(candidates, share, kStepTurn);
     add_sparse(step_row, t[0], samples_in_a_batch * stored.step, samples_in_a_batch * all.step);
     peers(step_row, t);
     rows.push_back(step_row);

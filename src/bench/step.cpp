@@ -78,7 +78,7 @@ std::vector<Row> bench_step(const StepCase& c, double seconds, std::uint64_t see
   const auto next = [&] { return samples.of_step(step++); };
   const auto t = measure(
       {{"", [&] { compressed.step(next()); }}, {"", [&] { masked.step(next()); }}, {"", [&] { dense.step(next()); }}},
-      seconds / 3);
+      seconds / 3, kStepTurn);
   Row row;
   row.level = "step";
   row.what = "mlp";

@@ -41,12 +41,26 @@ TEST(Measure, TakesTurnsAndFindsMedians) {
                            }}},
                          0.05);
   ASSERT_EQ(t.size(), 2u);
-  EXPECT_GE(t[0].rounds, 5);
-  EXPECT_EQ(t[0].rounds, t[1].rounds);
+  EXPECT_GE(t[0].timed, 5);
+  EXPECT_EQ(t[0].timed, t[1].timed);
   EXPECT_GE(t[0].median, 2000);  // a sleep is never shorter
   EXPECT_GE(t[1].median, 6000);
   EXPECT_LE(t[1].low, t[1].median);
   EXPECT_LE(t[1].median, t[1].high);
+}
+
+TEST(Measure, TimesOnlyWhatATurnSays) {
+  int runs = 0;
+  // Two runs before the first turn, then turns of two runs that are long and not timed, and three short ones.
+  const auto run = [&] {
+    const int of_turn = runs++ - 2;
+    std::this_thread::sleep_for(std::chrono::milliseconds(of_turn < 0 || of_turn % 5 < 2 ? 100 : 2));
+  };
+  const auto t = measure({{"", run}}, 0.01, {2, 3});
+  EXPECT_EQ(runs - 2, t[0].timed / 3 * 5);
+  EXPECT_GE(t[0].timed, 5);
+  EXPECT_GE(t[0].low, 2000);
+  EXPECT_LT(t[0].high, 100'000);
 }
 
 TEST(LinearKernels, RowsAreVerifiedAndCounted) {

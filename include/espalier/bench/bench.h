@@ -19,15 +19,23 @@ struct Candidate {
   std::function<void()> run;
 };
 
-/// Microseconds of one run: the median over rounds, and quartiles.
+/// Microseconds of one run: the median of those timed, and quartiles.
 struct Timing {
   double median = 0, low = 0, high = 0;
-  int rounds = 0;
+  int timed = 0;
 };
 
-/// Rounds for about `seconds` a candidate (at least five). In a round each candidate runs in turn, as often in a row as
-/// fills two milliseconds, after one run that is not timed.
-std::vector<Timing> measure(const std::vector<Candidate>& candidates, double seconds);
+/// How often a candidate runs when it is its turn.
+struct Turn {
+  int untimed = 1, timed = 1;
+};
+/// Training repeats one step. Caches, pages and TLB that another candidate left take several steps to be what they are
+/// in training: 4 million entries in 4096-wide layers, whose first steps after a dense one took 8 % longer.
+constexpr Turn kStepTurn{3, 3};
+
+/// Rounds for about `seconds` a candidate, until five runs of each are timed at least. In a round each candidate has a
+/// turn, in which a run to be timed is repeated as often as fills two milliseconds.
+std::vector<Timing> measure(const std::vector<Candidate>& candidates, double seconds, Turn turn = {});
 
 /// Multiply-adds a second that this machine sustains from registers, in float32, with the kernels' instruction set.
 double peak_flops(int threads);
