@@ -6,9 +6,9 @@
 #include "espalier/core/csv.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
-#include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
 #include "page.h"
+#include "reproduce.h"
 #include "sweep_runner.h"
 
 namespace espalier::cli {
@@ -48,12 +48,7 @@ std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& c
   rows[0].insert(rows[0].end(), labels.begin(), labels.end());
   for (auto& [keep, of_label] : accuracy) {
     rows.push_back({fmt::format("{:.2f}", 100 * keep)});
-    for (const auto& label : labels) {
-      const report::Statistics s = report::statistics(of_label[label]);
-      rows.back().push_back(s.n == 0  ? "-"
-                            : s.n < 2 ? fmt::format("{:.1f}", 100 * s.mean)
-                                      : fmt::format("{:.1f} +- {:.1f}", 100 * s.mean, 100 * s.deviation));
-    }
+    for (const auto& label : labels) rows.back().push_back(mean_and_deviation(of_label[label], 1));
   }
   return labels.empty() ? "" : columns(rows);
 }
