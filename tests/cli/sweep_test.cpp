@@ -93,8 +93,9 @@ class Sweep : public Program {
 };
 
 TEST_F(Sweep, TwentyFourCellsKilledTwiceAtRandomEndInTheSameResults) {
-  write("s.toml", std::string(kConfig) +
-                      "[sweep]\nseeds = 4\n[sweep.grid]\nreparam.alpha = [1, 1.5, 2]\noptim.lr = [0.05, 0.1]\n");
+  std::string text = kConfig;  // long enough to be killed in the middle of a training and not at its start only
+  text.replace(text.find("steps = 300"), 11, "steps = 6000").replace(text.find("\"40it\""), 6, "\"300it\"");
+  write("s.toml", text + "[sweep]\nseeds = 4\n[sweep.grid]\nreparam.alpha = [1, 1.5, 2]\noptim.lr = [0.05, 0.1]\n");
   const Result whole = run("sweep s.toml --dir whole --jobs 2");
   ASSERT_EQ(whole.status, 0) << whole.err;
   ASSERT_EQ(finished("whole"), 24U);
@@ -106,7 +107,13 @@ TEST_F(Sweep, TwentyFourCellsKilledTwiceAtRandomEndInTheSameResults) {
     const pid_t pid = start({"sweep", at("s.toml"), "--dir", at("killed"), "--jobs", "2"});
     // Somewhere in the next cells, and not at their beginning only.
     const std::size_t from = finished("killed") + 1 + random.below(7);
-    ASSERT_TRUE(soon([&] { return finished("killed") >= from; })) << read("child.txt");
+    const auto in_the_middle = [&] {
+      std::error_code error;
+      for (const auto& entry : fs::directory_iterator(folder / "killed/cells", error))
+        if (fs::exists(entry.path() / "checkpoints/latest") && !fs::exists(entry.path() / "summary.json")) return true;
+      return false;
+    };
+    ASSERT_TRUE(soon([&] { return finished("killed") >= from && in_the_middle(); })) << read("child.txt");
     std::this_thread::sleep_for(std::chrono::milliseconds(random.below(120)));
     kill(pid, SIGKILL);
     EXPECT_EQ(wait_for(pid), 128 + SIGKILL) << "it was to be killed before it ended";
@@ -114,6 +121,11 @@ TEST_F(Sweep, TwentyFourCellsKilledTwiceAtRandomEndInTheSameResults) {
   const Result last = run("sweep s.toml --dir killed --jobs 2");
   ASSERT_EQ(last.status, 0) << last.err;
   EXPECT_NE(last.err.find("of 24 cells are finished already"), std::string::npos) << last.err;
+  std::size_t resumed = 0;
+  for (const auto& entry : fs::directory_iterator(folder / "killed/cells"))
+    resumed += entry.path().extension() == ".log" &&
+               read("killed/cells/" + entry.path().filename().string()).find("resuming at step") != std::string::npos;
+  EXPECT_GE(resumed, 1U) << "no cell was interrupted in its training: this shows nothing about resuming";
   EXPECT_EQ(read("killed/results.csv"), read("whole/results.csv"));
   EXPECT_EQ(read("killed/results.json"), read("whole/results.json"));
   EXPECT_NE(read("killed/times.csv").find("train_seconds"), std::string::npos);
