@@ -286,6 +286,25 @@ TEST_F(Sweep, DryRunNamesTheCellsAndReproduceShowsItsFile) {
   EXPECT_EQ(run("reproduce powerprop --dry-run --seeds 1 --only recommended").out, "recommended,seed=1\n");
 }
 
+TEST_F(Sweep, ReproduceEndsInAPageForEachNetwork) {
+  const Result r =
+      run("reproduce report --dir d --seeds 2 --no-prune --threads 1 --only ann-alpha1 --only ann-alpha4 --only "
+          "mnist-cnn-plain --set data.name=glyphs --set data.train_size=300 --set data.test_size=50 --set "
+          "data.validation=50 --set train.epochs=1");
+  ASSERT_EQ(r.status, 0) << r.err;
+  const std::string all = read("d/report.html"), one = read("d/report-glyphs-mlp.html"),
+                    other = read("d/report-glyphs-mnist-cnn.html");
+  for (const char* layer : {"fc1.weight", "conv1.weight"}) EXPECT_NE(all.find(layer), std::string::npos) << layer;
+  EXPECT_EQ(one.find("conv1.weight"), std::string::npos) << "a page has one network";
+  EXPECT_NE(one.find("alpha 4"), std::string::npos);
+  EXPECT_NE(other.find("conv1.weight"), std::string::npos);
+  EXPECT_EQ(run("reproduce report --dir e --seeds 1 --no-prune --threads 1 --only ann-alpha1 --set data.name=glyphs "
+                "--set data.train_size=300 --set data.test_size=50 --set data.validation=50 --set train.epochs=1")
+                .status,
+            0);
+  EXPECT_FALSE(fs::exists(folder / "e/report-glyphs-mlp.html")) << "which is report.html";
+}
+
 class Watch : public Sweep {};
 
 TEST_F(Watch, ShowsAFinishedRunAndEnds) {
