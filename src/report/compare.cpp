@@ -243,6 +243,11 @@ std::string with_spread(const Statistics& s, Spread spread) {
   return fmt::format("{} ± {:.{}f}", mean, spread == Spread::ci95 ? s.ci95 : s.deviation, decimals_of(s.mean));
 }
 
+/// A key for readers: ten digits, so that 1.2999999999999998 is 1.3.
+std::string shown_text(const Json& key) {
+  return key.is_number_float() ? fmt::format("{:.10g}", key.get<double>()) : printable(plain_text(key));
+}
+
 std::string count_text(const Group& group) {
   if (group.diverged == 0) return std::to_string(group.done);
   return fmt::format("{} ({} diverged)", group.done + group.diverged, group.diverged);
@@ -256,7 +261,7 @@ std::vector<std::vector<std::string>> rows_of(const Comparison& c, Spread spread
   rows[0].insert(rows[0].end(), c.fields.begin(), c.fields.end());
   for (const Group& group : c.groups) {
     std::vector<std::string> row;
-    for (std::size_t k = 0; k < keys; ++k) row.push_back(printable(plain_text(group.keys[k])));
+    for (std::size_t k = 0; k < keys; ++k) row.push_back(shown_text(group.keys[k]));
     row.push_back(count_text(group));
     for (const Statistics& s : group.values) row.push_back(with_spread(s, spread));
     rows.push_back(std::move(row));

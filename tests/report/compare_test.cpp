@@ -91,6 +91,11 @@ TEST_F(Compare, CountsOfSeveralRunsAreNotRounded) {
             "1              2      0.5000         101.50 ± 2.12\n"
             "2              2      0.5000         100\n");
   EXPECT_TRUE(contains(to_text(compare(all(), {}), Spread::ci95), "101.50 ± 19.06")) << "12.706 * 2.121 / sqrt(2)";
+  run("e", "[reparam]\nalpha = 1.2999999999999998\n", done("0.5"));
+  CompareOptions by_alpha;
+  by_alpha.by = {"alpha"};
+  EXPECT_TRUE(contains(to_text(compare(all(), by_alpha), Spread::deviation), "\n1.3            1      0.5000"));
+  EXPECT_TRUE(contains(to_csv(compare(all(), by_alpha)), "\n1.2999999999999998,"));
 }
 
 TEST_F(Compare, WhatHasNoInfluenceSetsNoRunsApart) {
