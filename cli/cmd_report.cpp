@@ -203,7 +203,8 @@ int run(const ReportArguments& a, Context& context) {
         "then build again");
   }
   const std::string program = fmt::format("espalier {}", version());
-  const fs::path file = !a.out.empty()                                       ? fs::path(a.out)
+  const fs::path file = fs::is_directory(a.out)                              ? fs::path(a.out) / "report.html"
+                        : !a.out.empty()                                     ? fs::path(a.out)
                         : runs.size() == 1 && fs::is_directory(runs[0].path) ? runs[0].path / "report.html"
                                                                              : fs::path("report.html");
   write(file, report::make_page(runs, groups, figures, program));
@@ -224,10 +225,11 @@ void add_report_command(CLI::App& app, Context& context) {
       ->required()
       ->option_text("");
   command
-      ->add_option(
-          "-o,--out", a->out,
-          "the page (default: report.html in the run, or here for several runs); with another format a folder, or "
-          "the file of the one figure")
+      ->add_option("-o,--out", a->out,
+                   "the page, or a folder for it (default: report.html in the run, or here for several runs); with "
+                   "another format "
+                   "a folder, or "
+                   "the file of the one figure")
       ->option_text("PATH");
   command->add_option("--baseline", a->baseline, "a run to compare with, for instance the dense one; may be repeated")
       ->type_size(1)

@@ -6,9 +6,6 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/methods/adaptive_alpha.h"
-#include "espalier/report/compare.h"
-#include "espalier/train/durable_file.h"
-#include "espalier/train/environment.h"
 #include "espalier/train/experiment.h"
 #include "espalier/train/metrics.h"
 #include "espalier/train/prune.h"
@@ -22,13 +19,8 @@ namespace fs = std::filesystem;
 using train::Json;
 using train::RunConfig;
 
-struct ReproduceAdaptiveAlphaArguments {
-  ConfigArguments config;
-  std::string dir = "runs/reproduce-adaptive-alpha";
+struct ReproduceAdaptiveAlphaArguments : ArmsArguments {
   std::vector<double> alphas = {1, 1.25, 1.5, 2, 3, 4};
-  std::vector<std::string> arms;
-  std::int64_t seeds = 3;
-  bool json = false;
 };
 
 struct Arm {
@@ -127,13 +119,6 @@ Finished what_it_did(const RunConfig& config, const fs::path& path, const Json& 
   return f;
 }
 
-std::string percent(const std::vector<double>& shares) {
-  if (shares.empty()) return "-";
-  const report::Statistics s = report::statistics(shares);
-  return shares.size() < 2 ? fmt::format("{:.2f}", 100 * s.mean)
-                           : fmt::format("{:.2f} ± {:.2f}", 100 * s.mean, 100 * s.deviation);
-}
-
 std::string alpha_text(const Json& alpha) {
   if (!alpha.is_array()) return fmt::format("{:.3g}", alpha.get<double>());
   std::string text;
@@ -157,20 +142,13 @@ std::vector<std::string> trace_cells(const Json& trace) {
 }
 
 int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
-  ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
-  ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
-                 "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
   std::vector<Arm> arms;
   std::vector<std::string> known;
   for (const Arm& arm : all_arms(arguments.alphas)) {
     known.push_back(arm.name);
-    const auto& chosen = arguments.arms;
-    if (chosen.empty() || std::find(chosen.begin(), chosen.end(), arm.name) != chosen.end()) arms.push_back(arm);
+    if (arguments.wants(arm.name)) arms.push_back(arm);
   }
-  for (const auto& name : arguments.arms) {
-    ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
-                   "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
-  }
+  check_arms(arguments, known);
   // One epsilon for all arms: that of the loops.
   const double epsilon = config_of(arguments, context, all_arms({}).front(), 1).reparam.adaptive.epsilon;
   for (const Arm& arm : arms) config_of(arguments, context, arm, 1);  // mistakes before the first run, not after it
@@ -182,7 +160,6 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
   for (std::int64_t seed = 1; seed <= arguments.seeds; ++seed) {
     for (const Arm& arm : arms) {
       const RunConfig config = config_of(arguments, context, arm, seed);
-      set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
       log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
       std::optional<Json> summary;
@@ -194,10 +171,7 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
         ++diverged[arm.name];
         continue;
       }
-      if (!summary) {
-        log_info("stopped by a signal; the same command goes on");
-        return kStoppedBySignal;
-      }
+      if (!summary) return stopped();
       runs[arm.name].push_back(what_it_did(config, path, *summary, epsilon));
       const Finished& f = runs[arm.name].back();
       log_info(fmt::format("{}: test accuracy {:.4f}, near zero {:.4f}, without them {:.4f}", path.string(),
@@ -234,9 +208,10 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
     if (diverged[arm.name] > 0) {
       ends += fmt::format("{}{} of {} diverged", ends.empty() ? "" : "; ", diverged[arm.name], arguments.seeds);
     }
-    rows.push_back({arm.name, percent(accuracy), percent(near_zero), percent(without), ends, arm.description});
-    table += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", arm.name, arm.description, percent(accuracy),
-                         percent(near_zero), percent(without), ends);
+    rows.push_back({arm.name, mean_and_deviation(accuracy), mean_and_deviation(near_zero), mean_and_deviation(without),
+                    ends, arm.description});
+    table += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", arm.name, arm.description, rows.back()[1],
+                         rows.back()[2], rows.back()[3], ends);
     results["arms"][arm.name] = {{"description", arm.description},
                                  {"test_accuracy", accuracy},
                                  {"near_zero", near_zero},
@@ -245,11 +220,8 @@ int run(const ReproduceAdaptiveAlphaArguments& arguments, Context& context) {
                                  {"diverged", diverged[arm.name]}};
     if (arm.adaptive) results["arms"][arm.name]["trace"] = trace;
   }
-  train::write_file_atomically(dir / "results.json", train::to_json_text(results));
-  train::write_file_atomically(dir / "results.md", table + "\n" + trace_text);
-  context.console.print(arguments.json
-                            ? train::to_json_text(results)
-                            : columns(rows) + "\nepoch: alpha from then on (share near zero)\n" + columns(traces));
+  write_results(dir, results, table + "\n" + trace_text, arguments.json,
+                columns(rows) + "\nepoch: alpha from then on (share near zero)\n" + columns(traces), context);
   return 0;
 }
 
@@ -259,21 +231,10 @@ void add_reproduce_adaptive_alpha_command(CLI::App& reproduce, Context& context)
   auto arguments = std::make_shared<ReproduceAdaptiveAlphaArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "adaptive-alpha", "Powerpropagation that tunes its alpha, beside fixed ones (Jain, Raj and Asgaonkar 2022)");
-  add_config_arguments(*command, arguments->config);
-  command->add_option("--dir", arguments->dir, "where the runs are written; otherwise runs/reproduce-adaptive-alpha")
-      ->option_text("DIR");
-  command->add_option("--seeds", arguments->seeds, "runs of each arm, with the seeds 1, 2, … (default 3)")
-      ->option_text("N");
+  add_arms_arguments(*command, *arguments, "runs/reproduce-adaptive-alpha");
   command->add_option("--alphas", arguments->alphas, "the fixed exponents (default 1,1.25,1.5,2,3,4)")
       ->delimiter(',')
       ->option_text("ALPHA,...");
-  command->add_option("--arm", arguments->arms, "only this arm, may be repeated; all if left out")
-      ->option_text("NAME")
-      ->type_size(1)
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_flag("--json", arguments->json, "print results.json on standard output");
   command->footer(
       "The run that is varied is the preset mnist-ann, unless another one or a CONFIG is given. A run that is there "
       "and\n"

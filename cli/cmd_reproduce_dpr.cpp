@@ -6,8 +6,6 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/report/compare.h"
-#include "espalier/train/durable_file.h"
-#include "espalier/train/environment.h"
 #include "reproduce.h"
 #include "run_commands.h"
 
@@ -59,22 +57,14 @@ std::vector<DprArm> dpr_arms() {
   };
 }
 
-struct ReproduceDprArguments {
-  ConfigArguments config;
-  std::string dir;
-  std::vector<std::string> arms;
-  std::int64_t seeds = 3;
-  bool json = false;
-};
-
 /// What the user has set for a method holds for the arms that have that method.
 bool meant_for(const std::string& setting, const DprArm& arm) {
   if (setting.rfind("method.", 0) != 0 || setting.rfind("method.name", 0) == 0) return true;
   return arm.set.empty() || arm.set.front().rfind("method.name", 0) != 0;
 }
 
-RunConfig config_of(const ReproduceDprArguments& arguments, const Context& context, const DprArm& arm,
-                    const fs::path& dir, std::int64_t seed) {
+RunConfig config_of(const ArmsArguments& arguments, const Context& context, const DprArm& arm, const fs::path& dir,
+                    std::int64_t seed) {
   train::ConfigSources all = sources(arguments.config, context);
   std::vector<std::string> set;
   for (const auto& s : all.set)
@@ -101,22 +91,14 @@ RunConfig config_of(const ReproduceDprArguments& arguments, const Context& conte
   return train::load_config(all);
 }
 
-int run(const ReproduceDprArguments& arguments, Context& context) {
-  ESPALIER_CHECK(arguments.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", arguments.seeds);
-  ESPALIER_CHECK(arguments.config.seed.empty(), ErrorKind::usage,
-                 "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
+int run_dpr(const ArmsArguments& arguments, Context& context) {
   std::vector<DprArm> arms;
   std::vector<std::string> known;
   for (const DprArm& arm : dpr_arms()) {
     known.push_back(arm.name);
-    if (arguments.arms.empty() ||
-        std::find(arguments.arms.begin(), arguments.arms.end(), arm.name) != arguments.arms.end())
-      arms.push_back(arm);
+    if (arguments.wants(arm.name)) arms.push_back(arm);
   }
-  for (const auto& name : arguments.arms) {
-    ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
-                   "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
-  }
+  check_arms(arguments, known);
   ESPALIER_CHECK(std::any_of(arms.begin(), arms.end(), [](const DprArm& a) { return a.name == "dpr"; }) ||
                      std::none_of(arms.begin(), arms.end(), [](const DprArm& a) { return a.needs_dpr(); }),
                  ErrorKind::usage,
@@ -129,7 +111,7 @@ int run(const ReproduceDprArguments& arguments, Context& context) {
     log_warning(fmt::format("{}: left out: {}", thin->name, why));
     arms.erase(thin);
   }
-  const fs::path dir = arguments.dir.empty() ? fs::path("runs") / "reproduce-dpr" : fs::path(arguments.dir);
+  const fs::path dir = arguments.dir;
   stop_on_signals();
 
   std::map<std::string, std::vector<double>> accuracy;
@@ -139,14 +121,10 @@ int run(const ReproduceDprArguments& arguments, Context& context) {
   for (std::int64_t seed = 1; seed <= arguments.seeds; ++seed) {
     for (const DprArm& arm : arms) {
       const RunConfig config = config_of(arguments, context, arm, dir, seed);
-      set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
       log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
       const auto summary = summary_of(config, path);
-      if (!summary) {
-        log_info("stopped by a signal; the same command goes on");
-        return kStoppedBySignal;
-      }
+      if (!summary) return stopped();
       accuracy[arm.name].push_back(summary->at("test_accuracy").get<double>());
       nnz[arm.name] = summary->at("nnz").get<std::int64_t>();
       log_info(fmt::format("{}: test accuracy {:.4f}", path.string(), accuracy[arm.name].back()));
@@ -155,7 +133,7 @@ int run(const ReproduceDprArguments& arguments, Context& context) {
   std::string table = "| arm | | test accuracy, % | runs | weights kept |\n|---|---|---|---|---|\n";
   for (const DprArm& arm : arms) {
     const report::Statistics s = report::statistics(accuracy[arm.name]);
-    const std::string text = fmt::format("{:.2f} +- {:.2f}", 100 * s.mean, 100 * s.deviation);
+    const std::string text = mean_and_deviation(accuracy[arm.name]);
     rows.push_back({arm.name, text, std::to_string(nnz[arm.name]), arm.description});
     table += fmt::format("| `{}` | {} | {} | {} | {} |\n", arm.name, arm.description, text, accuracy[arm.name].size(),
                          nnz[arm.name]);
@@ -165,35 +143,23 @@ int run(const ReproduceDprArguments& arguments, Context& context) {
                          {"deviation", s.deviation},
                          {"nnz", nnz[arm.name]}};
   }
-  train::write_file_atomically(dir / "results.json", train::to_json_text(results));
-  train::write_file_atomically(dir / "results.md", table);
-  context.console.print(arguments.json ? train::to_json_text(results) : columns(rows));
+  write_results(dir, results, table, arguments.json, columns(rows), context);
   return 0;
 }
 
 }  // namespace
 
 void add_reproduce_dpr_command(CLI::App& reproduce, Context& context) {
-  auto arguments = std::make_shared<ReproduceDprArguments>();
+  auto arguments = std::make_shared<ArmsArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "dpr", "Dynamic parameter reallocation beside its rivals (Mostafa and Wang 2018, figure 1)");
-  add_config_arguments(*command, arguments->config);
-  command->add_option("--dir", arguments->dir, "where the runs are written; otherwise runs/reproduce-dpr")
-      ->option_text("DIR");
-  command->add_option("--seeds", arguments->seeds, "runs of each arm, with the seeds 1, 2, …")->option_text("N");
-  command->add_option("--arm", arguments->arms, "only this arm, may be repeated; all if left out")
-      ->option_text("NAME")
-      ->type_size(1)
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_flag("--json", arguments->json, "print results.json on standard output");
+  add_arms_arguments(*command, *arguments, "runs/reproduce-dpr");
   command->footer(
       "A run that is there and finished is not repeated; one that was stopped goes on.\n"
       "Examples:\n"
       "  espalier reproduce dpr --preset mnist-dpr --data-root DIR\n"
       "  espalier reproduce dpr --preset cifar10-resnet20-dpr --seeds 1 --arm dpr --arm structure");
-  on_run(*command, context, [arguments, &context] { return run(*arguments, context); });
+  on_run(*command, context, [arguments, &context] { return run_dpr(*arguments, context); });
 }
 
 }  // namespace espalier::cli

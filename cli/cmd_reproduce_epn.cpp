@@ -1,13 +1,10 @@
 // espalier reproduce epn: sequences of tasks by EfficientPackNet, with and without Powerpropagation, beside its rivals.
-#include <cmath>
 #include <filesystem>
 
 #include "commands.h"
 #include "espalier/continual/learner.h"
-#include "espalier/core/error.h"
-#include "espalier/train/durable_file.h"
-#include "espalier/train/environment.h"
-#include "espalier/train/run_directory.h"
+#include "espalier/core/log.h"
+#include "reproduce.h"
 #include "run_commands.h"
 
 namespace espalier::cli {
@@ -53,14 +50,6 @@ std::vector<EpnArm> epn_arms() {
           plain("joint", "all tasks at once")};
 }
 
-struct ReproduceEpnArguments {
-  ConfigArguments config;
-  std::string dir;
-  std::vector<std::string> arms;
-  std::int64_t seeds = 3;
-  bool json = false;
-};
-
 /// What the user has set for a method holds for the arms that have that method.
 bool meant_for(const std::string& setting, const EpnArm& arm) {
   static const std::vector<std::string> kEpnOnly = {"continual.gamma", "continual.search", "continual.keep_rates",
@@ -74,7 +63,7 @@ bool meant_for(const std::string& setting, const EpnArm& arm) {
   return true;
 }
 
-RunConfig config_of(const ReproduceEpnArguments& a, const Context& context, const EpnArm& arm, std::int64_t seed) {
+RunConfig config_of(const ArmsArguments& a, const Context& context, const EpnArm& arm, std::int64_t seed) {
   train::ConfigSources all = sources(a.config, context);
   if (!a.config.given()) all.preset = kReportPreset;
   std::vector<std::string> set = arm.set;
@@ -94,52 +83,21 @@ RunConfig config_of(const ReproduceEpnArguments& a, const Context& context, cons
   return train::load_config(all);
 }
 
-/// The finished run's summary; an unfinished run goes on, one that is there is left alone.
-std::optional<Json> continual_summary_of(const RunConfig& config, const fs::path& path, const std::atomic<bool>* stop) {
-  const std::string text = train::to_toml(config);
-  const fs::path saved = path / "config.toml";
-  if (fs::exists(saved)) {
-    ESPALIER_CHECK(train::read_file(saved) == text, ErrorKind::usage,
-                   "{}: holds a run with another configuration; give another --dir, or remove it", path.string());
-    if (finished(path)) return train::read_json(path / "summary.json");
-  }
-  Json env = to_json(environment());
-  env["seed"] = config.run.seed;
-  train::RunDirectory directory =
-      fs::exists(saved) ? train::RunDirectory::open(path)
-                        : train::RunDirectory::create(path, {text, "", "espalier reproduce\n", env}, false);
+train::TrainResult learn(const RunConfig& config, train::RunDirectory& directory, const std::atomic<bool>* stop) {
   continual::Hooks hooks;
   hooks.stop = stop;
-  const train::TrainResult result = continual::learn(config, directory, hooks);
-  if (result.outcome == train::Outcome::stopped) return std::nullopt;
-  return result.summary;
+  return continual::learn(config, directory, hooks);
 }
 
-std::string mean_and_deviation(const std::vector<double>& values, double unit) {
-  if (values.empty()) return "-";
-  double mean = 0, squares = 0;
-  for (const double v : values) mean += v / static_cast<double>(values.size());
-  for (const double v : values) squares += (v - mean) * (v - mean);
-  if (values.size() < 2) return fmt::format("{:.2f}", unit * mean);
-  return fmt::format("{:.2f} +- {:.2f}", unit * mean,
-                     unit * std::sqrt(squares / static_cast<double>(values.size() - 1)));
-}
-
-int run(const ReproduceEpnArguments& a, Context& context) {
-  ESPALIER_CHECK(a.seeds >= 1, ErrorKind::usage, "--seeds {}: expected at least 1", a.seeds);
-  ESPALIER_CHECK(a.config.seed.empty(), ErrorKind::usage,
-                 "--seed: the runs have the seeds 1, 2, … of --seeds; leave it out");
+int run_epn(const ArmsArguments& a, Context& context) {
   std::vector<std::string> wanted = a.arms, known;
   const bool report = a.config.file.empty() && (a.config.preset.empty() || a.config.preset == kReportPreset);
   if (wanted.empty() && report) wanted = {"epn-1", "epn-1.5"};
   if (wanted.empty()) wanted = {"epn-1", "epn-1.5", "epn-2", "epn-3", "packnet", "fine-tuning", "separate"};
   for (const EpnArm& arm : epn_arms()) known.push_back(arm.name);
-  for (const auto& name : wanted) {
-    ESPALIER_CHECK(std::find(known.begin(), known.end(), name) != known.end(), ErrorKind::usage,
-                   "--arm {}: unknown. Known: {}.{}", name, fmt::join(known, ", "), suggestion(name, known));
-  }
-  const fs::path dir = a.dir.empty() ? fs::path("runs") / "reproduce-epn" : fs::path(a.dir);
-  const std::atomic<bool>* stop = stop_on_signals();
+  check_arms(a, known);
+  const fs::path dir = a.dir;
+  stop_on_signals();
 
   const std::vector<std::string> metrics = {"average_accuracy", "forgetting", "backward_transfer", "forward_transfer",
                                             "capacity_used"};
@@ -148,14 +106,10 @@ int run(const ReproduceEpnArguments& a, Context& context) {
     for (const EpnArm& arm : epn_arms()) {
       if (std::find(wanted.begin(), wanted.end(), arm.name) == wanted.end()) continue;
       const RunConfig config = config_of(a, context, arm, seed);
-      set_threads(static_cast<int>(config.run.threads));
       const fs::path path = dir / fmt::format("{}-{}", arm.name, seed);
       log_info(fmt::format("{}: {}, seed {}", path.string(), arm.description, seed));
-      const auto summary = continual_summary_of(config, path, stop);
-      if (!summary) {
-        log_info("stopped by a signal; the same command goes on");
-        return kStoppedBySignal;
-      }
+      const auto summary = summary_of(config, path, learn);
+      if (!summary) return stopped();
       for (const auto& m : metrics) {
         if (!summary->at(m).is_null()) values[arm.name][m].push_back(train::number_from_json(summary->at(m)));
       }
@@ -173,7 +127,7 @@ int run(const ReproduceEpnArguments& a, Context& context) {
     auto& of_arm = values[arm.name];
     std::vector<std::string> row = {arm.name};
     for (const char* m : {"average_accuracy", "forgetting", "forward_transfer", "capacity_used"}) {
-      row.push_back(mean_and_deviation(of_arm[m], 100));
+      row.push_back(mean_and_deviation(of_arm[m]));
     }
     row.push_back(arm.description);
     table += fmt::format("| `{}` | {} | {} | {} | {} | {} | {} |\n", arm.name, arm.description, row[1], row[2], row[3],
@@ -182,39 +136,27 @@ int run(const ReproduceEpnArguments& a, Context& context) {
     results[arm.name] = {{"description", arm.description}};
     for (const auto& m : metrics) results[arm.name][m] = of_arm[m];
   }
-  train::write_file_atomically(dir / "results.json", train::to_json_text(results));
-  train::write_file_atomically(dir / "results.md", table);
-  context.console.print(a.json ? train::to_json_text(results) : columns(rows));
+  write_results(dir, results, table, a.json, columns(rows), context);
   return 0;
 }
 
 }  // namespace
 
 void add_reproduce_epn_command(CLI::App& reproduce, Context& context) {
-  auto a = std::make_shared<ReproduceEpnArguments>();
+  auto a = std::make_shared<ArmsArguments>();
   CLI::App* command = reproduce.add_subcommand(
       "epn",
       "Tasks packed into one network: EfficientPackNet with and without Powerpropagation, PackNet and baselines");
-  add_config_arguments(*command, a->config);
-  command->add_option("--dir", a->dir, "where the runs are written; otherwise runs/reproduce-epn")->option_text("DIR");
-  command->add_option("--seeds", a->seeds, "runs of each arm, with the seeds 1, 2, …")->option_text("N");
-  command
-      ->add_option("--arm", a->arms,
-                   "only this arm, may be repeated: epn-1, epn-1.5, epn-2, epn-3, packnet, fine-tuning, ewc, separate, "
-                   "joint; otherwise the two of the report for its preset, else all but ewc and joint")
-      ->option_text("NAME")
-      ->type_size(1)
-      ->expected(1)
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_flag("--json", a->json, "print results.json on standard output");
+  add_arms_arguments(*command, *a, "runs/reproduce-epn",
+                     "only this arm, may be repeated: epn-1, epn-1.5, epn-2, epn-3, packnet, fine-tuning, ewc, "
+                     "separate, joint; otherwise the two of the report for its preset, else all but ewc and joint");
   command->footer(
       "A run that is there and finished is not repeated; one that was stopped goes on.\n"
       "The preset of 10 tasks is tuned for alpha = 2: its arms without Powerpropagation have Adam at 0.001.\n"
       "Examples:\n"
       "  espalier reproduce epn --data-root DIR      # three tasks, keep rate 0.2, alpha 1 and 1.5\n"
       "  espalier reproduce epn --preset epn-permuted-mnist-10 --seeds 3 --dir runs/epn-10");
-  on_run(*command, context, [a, &context] { return run(*a, context); });
+  on_run(*command, context, [a, &context] { return run_epn(*a, context); });
 }
 
 }  // namespace espalier::cli

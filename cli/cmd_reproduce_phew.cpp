@@ -1,6 +1,5 @@
 // espalier reproduce phew: networks pruned before training, side by side.
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -8,9 +7,9 @@
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
-#include "espalier/train/environment.h"
 #include "espalier/train/init_report.h"
 #include "espalier/train/trainer.h"
+#include "reproduce.h"
 
 namespace espalier::cli {
 namespace {
@@ -33,16 +32,6 @@ std::vector<std::string> or_else(const std::vector<std::string>& given, std::vec
 }
 std::vector<double> or_else(const std::vector<double>& given, std::vector<double> preset) {
   return given.empty() ? preset : given;
-}
-
-/// "+-" and the sample's standard deviation; of one value nothing.
-std::string mean_and_spread(const std::vector<double>& values, double scale) {
-  double mean = 0, square = 0;
-  for (const double v : values) mean += v / static_cast<double>(values.size());
-  for (const double v : values) square += (v - mean) * (v - mean);
-  if (values.size() < 2) return fmt::format("{:.2f}", scale * mean);
-  return fmt::format("{:.2f} ± {:.2f}", scale * mean,
-                     scale * std::sqrt(square / static_cast<double>(values.size() - 1)));
 }
 
 train::ConfigSources from_preset(const ReproducePhewArguments& a, const Context& context, const std::string& method,
@@ -128,19 +117,16 @@ struct Finished {
   std::vector<double> validation;  ///< after each evaluation
 };
 
+/// A signal has come: the run has its checkpoint.
+struct Stopped {};
+
 /// The run in this folder: as it was left if it is done, gone on with or begun otherwise.
 Finished finished_run(const train::RunConfig& config, const fs::path& path) {
-  if (!fs::exists(path / "summary.json") || train::read_json(path / "summary.json").value("status", "") != "done") {
-    const std::string text = train::to_toml(config);
-    const bool begun = fs::exists(path / "config.toml");
-    train::RunDirectory directory =
-        begun ? train::RunDirectory::open(path)
-              : train::RunDirectory::create(path, {text, text, "espalier reproduce\n", to_json(environment())}, false);
-    log_info(fmt::format("run {}", path.string()));
-    train::train(config, directory, {});
-  }
+  log_info(fmt::format("run {}", path.string()));
+  const auto summary = summary_of(config, path);
+  if (!summary) throw Stopped();
   Finished run;
-  run.test_accuracy = train::read_json(path / "summary.json").at("test_accuracy").get<double>();
+  run.test_accuracy = summary->at("test_accuracy").get<double>();
   std::ifstream metrics(path / "metrics.jsonl");
   for (std::string line; std::getline(metrics, line);) {
     const train::Json event = train::Json::parse(line);
@@ -159,7 +145,6 @@ std::optional<std::vector<Finished>> runs_of(const ReproducePhewArguments& a, Co
     train::ConfigSources from = from_preset(a, context, method, sparsity, seed);
     from.set.insert(from.set.end(), set.begin(), set.end());
     const train::RunConfig config = train::load_config(from);
-    set_threads(static_cast<int>(config.run.threads));
     try {
       runs.push_back(finished_run(config, fs::path(a.out) / fmt::format("{}{}-{}-{}", prefix, method, sparsity, seed)));
     } catch (const Error& e) {
@@ -191,7 +176,7 @@ int accuracy(const ReproducePhewArguments& a, Context& context) {
     for (const double s : sparsities) {
       if (method == "dense" && s != sparsities.front()) continue;
       const auto runs = runs_of(a, context, method, method == "dense" ? 0 : s, "");
-      table.back().push_back(runs ? mean_and_spread(test_accuracies(*runs), 100) : "cut");
+      table.back().push_back(runs ? mean_and_deviation(test_accuracies(*runs)) : "cut");
       train::Json entry = {{"method", method}, {"sparsity", method == "dense" ? 0 : s}};
       entry["test_accuracy"] = runs ? train::Json(test_accuracies(*runs)) : train::Json(nullptr);
       if (runs) {
@@ -229,7 +214,7 @@ int classes(const ReproducePhewArguments& a, Context& context) {
     for (const std::string& method : methods) {
       const auto runs =
           runs_of(a, context, method, sparsity, fmt::format("classes{}-", n), {fmt::format("data.classes={}", n)});
-      table.back().push_back(runs ? mean_and_spread(test_accuracies(*runs), 100) : "cut");
+      table.back().push_back(runs ? mean_and_deviation(test_accuracies(*runs)) : "cut");
       out.push_back({{"classes", n}, {"method", method}, {"sparsity", sparsity}});
       out.back()["test_accuracy"] = runs ? train::Json(test_accuracies(*runs)) : train::Json(nullptr);
     }
@@ -243,8 +228,12 @@ int classes(const ReproducePhewArguments& a, Context& context) {
 }
 
 int run(const ReproducePhewArguments& a, Context& context) {
-  if (a.part == "accuracy") return accuracy(a, context);
-  if (a.part == "classes") return classes(a, context);
+  try {
+    if (a.part == "accuracy") return accuracy(a, context);
+    if (a.part == "classes") return classes(a, context);
+  } catch (const Stopped&) {
+    return stopped();
+  }
   return structure(a, context);
 }
 

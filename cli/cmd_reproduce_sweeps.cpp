@@ -6,9 +6,9 @@
 #include "espalier/core/csv.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
-#include "espalier/report/compare.h"
 #include "espalier/train/durable_file.h"
 #include "page.h"
+#include "reproduce.h"
 #include "sweep_runner.h"
 
 namespace espalier::cli {
@@ -48,21 +48,32 @@ std::string pruning_table(const fs::path& dir, const std::vector<train::Cell>& c
   rows[0].insert(rows[0].end(), labels.begin(), labels.end());
   for (auto& [keep, of_label] : accuracy) {
     rows.push_back({fmt::format("{:.2f}", 100 * keep)});
-    for (const auto& label : labels) {
-      const report::Statistics s = report::statistics(of_label[label]);
-      rows.back().push_back(s.n == 0  ? "-"
-                            : s.n < 2 ? fmt::format("{:.1f}", 100 * s.mean)
-                                      : fmt::format("{:.1f} +- {:.1f}", 100 * s.mean, 100 * s.deviation));
-    }
+    for (const auto& label : labels) rows.back().push_back(mean_and_deviation(of_label[label], 1));
   }
   return labels.empty() ? "" : columns(rows);
 }
 
-/// The page of figures, of what there is.
-int finish(const fs::path& dir, int status) {
+/// "mnist-mlp": what the layers of a panel have to have in common.
+std::string network_of(const train::RunConfig& config) {
+  const std::string &data = config.data.name, &model = config.model.name, &sequence = config.continual.sequence;
+  return (model.rfind(data, 0) == 0 ? model : data + "-" + model) + (sequence == "none" ? "" : "-" + sequence);
+}
+
+/// The page of figures, of what there is; where there are several networks, one for each of them too.
+int finish(const fs::path& dir, const std::vector<train::Cell>& cells, int status) {
+  const auto write = [&](const std::string& name, const std::vector<fs::path>& runs) {
+    train::write_file_atomically(dir / name, report_page(runs));
+    log_info(fmt::format("report: {}", (dir / name).string()));
+  };
   try {
-    train::write_file_atomically(dir / "report.html", report_page({dir / "cells"}));
-    log_info(fmt::format("report: {}", (dir / "report.html").string()));
+    write("report.html", {dir / "cells"});
+    std::map<std::string, std::vector<fs::path>> networks;
+    for (const auto& cell : cells) {
+      const fs::path run = train::cell_run(dir, cell.name);
+      if (fs::exists(run / "config.toml")) networks[network_of(cell.config)].push_back(run);
+    }
+    if (networks.size() < 2) return status;
+    for (const auto& [network, runs] : networks) write(fmt::format("report-{}.html", network), runs);
   } catch (const Error& error) {
     if (status == 0) throw;
     log_warning(fmt::format("no report.html: {}", error.what()));  // what failed has been said
@@ -88,7 +99,7 @@ int run(const ReproduceSweepsArguments& arguments, Context& context) {
   std::vector<train::Cell> cells;
   const int status = run_sweep(all, arguments.sweep, dir, text, context, after, &cells);
   if (arguments.sweep.dry_run || status == kStoppedBySignal) return status;
-  if (!arguments.prune) return finish(dir, status);
+  if (!arguments.prune) return finish(dir, cells, status);
   std::string csv;
   const std::string table = pruning_table(dir, cells, csv);
   train::write_file_atomically(dir / "pruning.csv", csv);
@@ -96,7 +107,7 @@ int run(const ReproduceSweepsArguments& arguments, Context& context) {
     context.console.print("\nTest accuracy, %, after pruning once without retraining:\n" + table);
     log_info(fmt::format("pruned: {}", (dir / "pruning.csv").string()));
   }
-  return finish(dir, status);
+  return finish(dir, cells, status);
 }
 
 }  // namespace

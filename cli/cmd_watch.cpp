@@ -12,6 +12,7 @@
 #include "commands.h"
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "espalier/core/text.h"
 #include "espalier/report/compare.h"
 #include "espalier/report/live.h"
 #include "espalier/train/json.h"
@@ -44,7 +45,7 @@ std::string summary(const std::vector<report::LiveRun>& runs, std::size_t width)
   for (const auto& run : runs) rows.push_back({run.path().filename().string(), run.status(), run.line()});
   std::string out;
   std::istringstream lines(columns(rows));
-  for (std::string line; std::getline(lines, line);) out += line.substr(0, width) + "\n";
+  for (std::string line; std::getline(lines, line);) out += printable(line, width) + "\n";
   return out;
 }
 

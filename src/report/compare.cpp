@@ -12,6 +12,8 @@
 
 #include "espalier/core/csv.h"
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
+#include "espalier/report/run.h"
 #include "espalier/report/statistics.h"
 
 namespace espalier::report {
@@ -162,8 +164,11 @@ std::string resolve(const std::string& name, const std::vector<RunResult>& runs,
                  fmt::join(ends_so, ", "));
   std::sort(all.begin(), all.end());
   all.erase(std::unique(all.begin(), all.end()), all.end());
-  fail(ErrorKind::usage, "{}: no run has a field {}.{} (espalier compare --format json shows them)", where, name,
-       suggestion(name, all));
+  std::set<std::string> results;
+  for (const auto& run : runs)
+    for (const auto& item : run.summary.items()) results.insert(item.key());
+  fail(ErrorKind::usage, "{}: no run has a field {}.{} Known: {}; and the keys of config.toml", where, name,
+       suggestion(name, all), fmt::join(results, ", "));
 }
 
 std::string plain_text(const Json& value) {
@@ -222,11 +227,11 @@ bool before(const Json& a, const Json& b) {
 // ---- text
 // ---------------------------------------------------------------------------------------------------------------------
 
+int decimals_of(double x) { return std::abs(x) < 10 ? 4 : std::abs(x) < 1000 ? 2 : 0; }
+
 std::string number_text(double x, bool integer) {
   if (integer) return fmt::format("{}", static_cast<std::int64_t>(x));
-  return std::abs(x) < 10     ? fmt::format("{:.4f}", x)
-         : std::abs(x) < 1000 ? fmt::format("{:.2f}", x)
-                              : fmt::format("{:.0f}", x);
+  return fmt::format("{:.{}f}", x, decimals_of(x));
 }
 
 std::string with_spread(const Statistics& s, Spread spread) {
@@ -235,7 +240,12 @@ std::string with_spread(const Statistics& s, Spread spread) {
   if (s.n < 2 || s.min == s.max) return mean;
   if (spread == Spread::range)
     return fmt::format("{} [{}, {}]", mean, number_text(s.min, s.integers), number_text(s.max, s.integers));
-  return fmt::format("{} ± {}", mean, number_text(spread == Spread::ci95 ? s.ci95 : s.deviation, false));
+  return fmt::format("{} ± {:.{}f}", mean, spread == Spread::ci95 ? s.ci95 : s.deviation, decimals_of(s.mean));
+}
+
+/// A key for readers: ten digits, so that 1.2999999999999998 is 1.3.
+std::string shown_text(const Json& key) {
+  return key.is_number_float() ? fmt::format("{:.10g}", key.get<double>()) : printable(plain_text(key));
 }
 
 std::string count_text(const Group& group) {
@@ -251,18 +261,12 @@ std::vector<std::vector<std::string>> rows_of(const Comparison& c, Spread spread
   rows[0].insert(rows[0].end(), c.fields.begin(), c.fields.end());
   for (const Group& group : c.groups) {
     std::vector<std::string> row;
-    for (std::size_t k = 0; k < keys; ++k) row.push_back(plain_text(group.keys[k]));
+    for (std::size_t k = 0; k < keys; ++k) row.push_back(shown_text(group.keys[k]));
     row.push_back(count_text(group));
     for (const Statistics& s : group.values) row.push_back(with_spread(s, spread));
     rows.push_back(std::move(row));
   }
   return rows;
-}
-
-/// Columns on a terminal: every byte that begins a character, so that "±" and other names count as one.
-std::size_t width_of(const std::string& text) {
-  return static_cast<std::size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 }  // namespace
@@ -288,7 +292,8 @@ std::vector<RunResult> read_runs(const std::vector<fs::path>& paths) {
     if (found.empty())
       for (const fs::path& run : runs_in(path)) found.push_back(read_run(run, ""));
     ESPALIER_CHECK(!found.empty(), ErrorKind::usage,
-                   "{}: holds no run (config.toml), no sweep (sweep.json) and no directory of a run", given.string());
+                   "{}: holds no run (config.toml), no sweep (sweep.json) and no directory of a run{}", given.string(),
+                   runs_below(path));
     for (auto& run : found) add(std::move(run));
   }
   return out;
@@ -441,7 +446,7 @@ std::string to_text(const Comparison& c, Spread spread) {
     out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   }
   if (c.keys.size() > kMaxKeysInText)
-    out += fmt::format("({} keys more differ: --format csv or markdown shows them, --by chooses)\n",
+    out += fmt::format("(keys that differ and are not shown: {}; --format csv or markdown shows them, --by chooses)\n",
                        c.keys.size() - kMaxKeysInText);
   return out;
 }
@@ -452,7 +457,8 @@ std::string to_markdown(const Comparison& c, Spread spread) {
   for (std::size_t r = 0; r < rows.size(); ++r) {
     out += "|";
     for (std::string cell : rows[r]) {
-      for (std::size_t at = 0; (at = cell.find('|', at)) != std::string::npos; at += 2) cell.insert(at, "\\");
+      for (std::size_t at = 0; (at = cell.find_first_of("|\\", at)) != std::string::npos; at += 2)
+        cell.insert(at, "\\");
       out += " " + cell + " |";
     }
     out += "\n";

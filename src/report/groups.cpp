@@ -25,7 +25,7 @@ std::string without_seed(const std::string& run) {
 }
 
 /// What the names of the runs of a group have in common: "rigl" of "rigl-1" and "rigl-2", "a" of "a-seed1" and
-/// "a-seed2".
+/// "a-seed2", or of "a,seed=1" and "a,seed=2".
 std::string common_name(const std::vector<Run>& runs, const RunGroup& group) {
   std::string name = runs[group.runs.front()].name;
   if (group.runs.size() == 1) return name;
@@ -35,12 +35,16 @@ std::string common_name(const std::vector<Run>& runs, const RunGroup& group) {
     name.resize(same);
   }
   while (!name.empty() && static_cast<unsigned char>(name.back()) >= 0x80) name.pop_back();  // half a character
+  const auto without_signs = [&name] {
+    while (!name.empty() && std::ispunct(static_cast<unsigned char>(name.back())) != 0) name.pop_back();
+  };
+  without_signs();
   for (const char* ending : {"seed", "s"}) {
     const std::size_t at = name.size() - std::min(name.size(), std::string(ending).size());
     const bool is_word = at == 0 || std::ispunct(static_cast<unsigned char>(name[at - 1])) != 0;
     if (name.substr(at) == ending && is_word) name.resize(at);
   }
-  while (!name.empty() && std::ispunct(static_cast<unsigned char>(name.back())) != 0) name.pop_back();
+  without_signs();
   return name.empty() ? runs[group.runs.front()].name : name;
 }
 

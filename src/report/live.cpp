@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "espalier/core/error.h"
+#include "espalier/core/text.h"
 
 namespace espalier::report {
 namespace {
@@ -115,18 +116,6 @@ std::string grouped(std::int64_t n) {
 
 std::string four(const std::optional<double>& x) { return x ? fmt::format("{:.4f}", *x) : "-"; }
 
-/// The first `width` characters of a UTF-8 text; control characters of somebody's file do not reach the terminal.
-std::string cut(const std::string& text, std::size_t width) {
-  std::string out;
-  std::size_t columns = 0;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if ((byte & 0xC0) != 0x80 && ++columns > width) break;
-    out += byte < 0x20 || byte == 0x7F ? '?' : c;
-  }
-  return out;
-}
-
 /// Eight heights; of each stretch the mean.
 std::string sparkline(const std::vector<double>& values, std::size_t width) {
   static const std::array<const char*, 8> kBlocks{"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
@@ -204,6 +193,7 @@ LiveRun::LiveRun(fs::path run)
 
 void LiveRun::forget() {
   step_ = 0;
+  task_ = {};
   loss_ = rate_ = accuracy_ = train_loss_ = validation_ = best_ = test_ = sparsity_ = {};
   best_step_ = {};
   layers_ = nullptr;
@@ -228,6 +218,7 @@ void LiveRun::update() {
 void LiveRun::take_metrics(const Json& event) {
   const std::string kind = event["event"];
   step_ = event["step"];
+  if (const auto task = integer(event, "task")) task_ = task;
   if (const auto s = number_at(event, "sparsity")) sparsity_ = s;
   if (kind == "step") {
     loss_ = number_at(event, "loss");
@@ -296,6 +287,7 @@ void LiveRun::read_status() {
 
 std::optional<std::int64_t> LiveRun::total_steps() const {
   if (total_) return total_;
+  if (task_) return std::nullopt;  // the lengths of [train] are of one task
   if (!config_.is_object() || !config_.contains("train")) return std::nullopt;
   if (const auto steps = integer(config_["train"], "steps"); steps && *steps > 0) return steps;
   const auto epochs = number_at(config_["train"], "epochs");
@@ -320,6 +312,7 @@ Json LiveRun::state() const {
   s["step"] = step_;
   s["total_steps"] = json(total_steps());
   s["steps_per_epoch"] = json(per_epoch_);
+  s["task"] = json(task_);
   s["loss"] = json(loss_);
   s["lr"] = json(rate_);
   s["train_loss"] = json(train_loss_);
@@ -341,7 +334,11 @@ Json LiveRun::state() const {
 std::string LiveRun::line() const {
   const auto total = total_steps();
   std::string out;
-  if (per_epoch_ && *per_epoch_ > 0) {
+  if (task_) {
+    const auto tasks =
+        config_.is_object() && config_.contains("continual") ? integer(config_["continual"], "tasks") : std::nullopt;
+    out += fmt::format("task {}{}  ", *task_, tasks && *tasks > 0 ? fmt::format("/{}", *tasks) : "");
+  } else if (per_epoch_ && *per_epoch_ > 0) {
     out += fmt::format("epoch {:.2f}", static_cast<double>(step_) / static_cast<double>(*per_epoch_));
     if (total) out += fmt::format("/{:.4g}", static_cast<double>(*total) / static_cast<double>(*per_epoch_));
     out += "  ";
@@ -351,6 +348,8 @@ std::string LiveRun::line() const {
   if (accuracy_) out += fmt::format("  acc {:.4f}", *accuracy_);
   if (validation_) out += fmt::format("  val acc {:.4f}", *validation_);
   if (test_) out += fmt::format("  test acc {:.4f}", *test_);
+  if (const auto average = number_at(summary_, "average_accuracy"); average && status_ == "done")
+    out += fmt::format("  average acc {:.4f}", *average);
   if (sparsity_) out += fmt::format("  sparsity {:.4f}", *sparsity_);
   if (status_ == "training") {
     if (per_second_) out += fmt::format("  {:.0f}/s", *per_second_);
@@ -417,7 +416,7 @@ std::string LiveRun::text(std::size_t width) const {
   if (const auto damaged = metrics_.damaged() + timing_.damaged(); damaged > 0)
     lines.push_back(fmt::format("warning: {} lines of metrics.jsonl or timing.jsonl can't be read", damaged));
   std::string out;
-  for (const auto& l : lines) out += cut(l, width) + "\n";
+  for (const auto& l : lines) out += printable(l, width) + "\n";
   return out;
 }
 

@@ -264,6 +264,15 @@ std::vector<fs::path> find_runs(const fs::path& path) {
   return found.empty() ? std::vector<fs::path>{path} : found;
 }
 
+std::string runs_below(const fs::path& path) {
+  std::error_code error;
+  for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
+    if (it->is_directory(error) && is_run(find_runs(it->path()).front()))
+      return fmt::format(" (a folder in it holds some: {})", it->path().string());
+  }
+  return "";
+}
+
 Run read_run(const fs::path& path) {
   std::error_code error;
   if (fs::is_regular_file(path, error)) return read_init(path);
@@ -271,9 +280,9 @@ Run read_run(const fs::path& path) {
                  path.string());
   ESPALIER_CHECK(
       is_run(path), ErrorKind::usage,
-      "{}: no run here: neither config.toml nor metrics.jsonl nor summary.json; expected what espalier train "
+      "{}: no run here: neither config.toml nor metrics.jsonl nor summary.json{}; expected what espalier train "
       "--run-dir has written",
-      path.string());
+      path.string(), runs_below(path));
   Run run;
   run.path = path;
   const fs::path whole = fs::weakly_canonical(path, error);

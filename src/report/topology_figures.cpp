@@ -14,6 +14,15 @@ std::optional<Series> curve_of(const Layer& layer, const std::string& key) {
   return at == layer.curves.end() || at->second.empty() ? std::nullopt : std::optional<Series>(at->second);
 }
 
+/// The first masks are no change: they would leave a dense network, and dwarf all that moves later.
+Series without_start(Series series) {
+  if (!series.empty() && series.step.front() == 0) {
+    series.step.erase(series.step.begin());
+    series.value.erase(series.value.begin());
+  }
+  return series;
+}
+
 LayerCurveOf layer_key(const std::string& key) {
   return [key](const Run&, const Layer& layer) { return curve_of(layer, key); };
 }
@@ -194,7 +203,11 @@ std::optional<Figure> changes(const Material& material) {
                            Part{"topology.ever_active", "ever kept", "share of positions", "~%", false, true},
                            Part{"topology.macs", "multiply-accumulates", "of one sample", "~s", true, true}}) {
     CurveFigure what = {"", "", "", part.y_title, part.format, part.zero, part.steps};
-    auto one = curve_figure(material, what, by_key(part.key));
+    auto one = curve_figure(material, what, [&](const Run& run) {
+      auto series = by_key(part.key)(run);
+      if (series && !part.steps) series = without_start(std::move(*series));
+      return series && !series->empty() ? series : std::nullopt;
+    });
     if (!one || !any_above_zero(*one)) continue;
     one->panels.front().title = part.title;
     one->panels.front().spec["height"] = 150;
@@ -259,7 +272,8 @@ void add_topology_figures(const Material& material, std::vector<Figure>& figures
   const auto moving = [](const std::string& key) -> LayerCurveOf {
     return [key](const Run&, const Layer& layer) -> std::optional<Series> {
       auto series = curve_of(layer, key);
-      return series && series->step.size() > 1 ? series : std::nullopt;
+      if (!series || series->step.size() < 2) return std::nullopt;
+      return without_start(std::move(*series));
     };
   };
   add(layer_figure(material,

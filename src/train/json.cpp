@@ -1,5 +1,6 @@
 #include "espalier/train/json.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -27,8 +28,12 @@ void append_number(std::string& out, double x) {
 }
 
 template <class BasicJson>
-std::string quoted(const std::string& text) {
-  return BasicJson(text).dump(-1, ' ', false, BasicJson::error_handler_t::replace);
+void append_quoted(std::string& out, const std::string& text) {
+  const auto plain = [](char c) { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\'; };
+  if (std::all_of(text.begin(), text.end(), plain))  // keys are, and nlohmann's serializer takes ten times as long
+    out.append(1, '"').append(text).append(1, '"');
+  else
+    out += BasicJson(text).dump(-1, ' ', false, BasicJson::error_handler_t::replace);
 }
 
 // indent < 0: everything on one line.
@@ -36,7 +41,11 @@ template <class BasicJson>
 void append(std::string& out, const BasicJson& value, int indent, int depth) {
   if (value.is_number_float()) return append_number(out, value.template get<double>());
   if (value.is_string()) {
-    out += quoted<BasicJson>(value.template get_ref<const std::string&>());
+    append_quoted<BasicJson>(out, value.template get_ref<const std::string&>());
+    return;
+  }
+  if (value.is_number_integer() && !value.is_number_unsigned()) {
+    out += std::to_string(value.template get<std::int64_t>());
     return;
   }
   if (!value.is_structured()) {
@@ -59,7 +68,7 @@ void append(std::string& out, const BasicJson& value, int indent, int depth) {
     first = false;
     line_break(depth + 1);
     if (value.is_object()) {
-      out += quoted<BasicJson>(it.key());
+      append_quoted<BasicJson>(out, it.key());
       out += indent < 0 ? ":" : ": ";
     }
     append(out, *it, indent, depth + 1);

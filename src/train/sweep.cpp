@@ -139,7 +139,7 @@ class Reader {
     plan_.seeds_place = place(node.source());
     if (const auto* count = node.as_integer()) {
       if (count->get() < 1 || count->get() > static_cast<std::int64_t>(kMaxCells))
-        return problem(node.source(), fmt::format("[sweep].seeds = {}: expected at least 1", count->get()));
+        return problem(node.source(), fmt::format("[sweep].seeds = {}: expected 1 to {}", count->get(), kMaxCells));
       for (std::int64_t seed = 1; seed <= count->get(); ++seed) plan_.seeds.push_back(std::to_string(seed));
     } else if (const auto* seeds = node.as_array(); seeds != nullptr && !seeds->empty()) {
       for (const auto& seed : *seeds) {
@@ -262,7 +262,7 @@ std::vector<std::string> read_seeds_argument(const std::string& text) {
   if (text.find(',') == std::string::npos) {
     const auto count = number(text);
     ESPALIER_CHECK(count >= 1 && count <= static_cast<std::int64_t>(kMaxCells), ErrorKind::usage,
-                   "--seeds {}: expected at least 1", text);
+                   "--seeds {}: expected 1 to {}", text, kMaxCells);
     for (std::int64_t seed = 1; seed <= count; ++seed) out.push_back(std::to_string(seed));
     return out;
   }
@@ -348,6 +348,7 @@ void check_plan(const Plan& plan, const SweepSources& sources) {
 
 void keep_only(const std::vector<std::string>& labels, std::vector<Entry>& list) {
   if (labels.empty()) return;
+  ESPALIER_CHECK(!list.empty(), ErrorKind::usage, "--only {}: the sweep has no [[sweep.list]] with labels", labels[0]);
   std::vector<std::string> known;
   for (const auto& entry : list) known.push_back(entry.label);
   for (const auto& label : labels) {
@@ -396,7 +397,9 @@ std::vector<Cell> plan_sweep(const SweepSources& sources, std::int64_t threads) 
     ESPALIER_CHECK(*base.file != "-", ErrorKind::usage, "a sweep is read more than once: give a file, not -");
     base.other_table = kTable;
     std::error_code ignored;
-    const std::string text = fs::is_regular_file(*base.file, ignored) ? read_file(*base.file) : "";
+    ESPALIER_CHECK(fs::is_regular_file(*base.file, ignored), ErrorKind::usage, "{}: {}", *base.file,
+                   fs::exists(*base.file, ignored) ? "is not a file" : "there is no such file");
+    const std::string text = read_file(*base.file);
     const auto first = text.find_first_not_of(" \t\r\n");
     const bool is_json = first != std::string::npos && text[first] == '{';
     if (!text.empty() && !is_json) {

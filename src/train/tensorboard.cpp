@@ -33,13 +33,20 @@ void put_varint(std::string& out, std::uint64_t value) {
   for (; value >= 0x80; value >>= 7) out += static_cast<char>(value | 0x80);
   out += static_cast<char>(value);
 }
+std::size_t bytes_of_varint(std::uint64_t value) {
+  std::size_t bytes = 1;
+  for (; value >= 0x80; value >>= 7) ++bytes;
+  return bytes;
+}
 void put_key(std::string& out, int field, WireType type) {
   put_varint(out, static_cast<std::uint64_t>(field) << 3 | type);
 }
 
 template <class Unsigned>
 void put_little_endian(std::string& out, Unsigned value) {
-  for (std::size_t i = 0; i < sizeof value; ++i) out += static_cast<char>(value >> (8 * i) & 0xff);
+  std::array<char, sizeof value> bytes;
+  for (std::size_t i = 0; i < sizeof value; ++i) bytes[i] = static_cast<char>(value >> (8 * i) & 0xff);
+  out.append(bytes.data(), bytes.size());
 }
 template <class Unsigned, class Float>
 Unsigned bits_of(Float value) {
@@ -187,13 +194,17 @@ std::uint32_t masked_crc32c(const void* data, std::size_t bytes) {
   return (crc >> 15 | crc << 17) + 0xa282ead8u;
 }
 
-std::string tf_record(const std::string& data) {
-  std::string out;
-  out.reserve(data.size() + 16);
+static void append_tf_record(std::string& out, const std::string& data) {
+  const std::size_t begin = out.size();
   put_little_endian(out, static_cast<std::uint64_t>(data.size()));
-  put_little_endian(out, masked_crc32c(out.data(), 8));
+  put_little_endian(out, masked_crc32c(out.data() + begin, 8));
   out += data;
   put_little_endian(out, masked_crc32c(data.data(), data.size()));
+}
+
+std::string tf_record(const std::string& data) {
+  std::string out;
+  append_tf_record(out, data);
   return out;
 }
 
@@ -213,14 +224,23 @@ std::string session_start_event(double wall_time, std::int64_t step) {
 
 std::string scalars_event(double wall_time, std::int64_t step,
                           const std::vector<std::pair<std::string, double>>& values) {
-  std::string summary;
+  // Lengths first, and no message in a string of its own: this is done at every step.
+  const auto value_bytes = [](const std::string& tag) { return 1 + bytes_of_varint(tag.size()) + tag.size() + 5; };
+  std::size_t summary = 0;
+  for (const auto& item : values) summary += 1 + bytes_of_varint(value_bytes(item.first)) + value_bytes(item.first);
+  std::string event;
+  event.reserve(32 + summary);
+  put_double(event, 1, wall_time);
+  put_int(event, 2, step);
+  put_key(event, 5, kBytes);
+  put_varint(event, summary);
   for (const auto& [tag, number] : values) {
-    std::string value;
-    put_bytes(value, 1, tag);
-    put_float(value, 2, static_cast<float>(number));
-    put_bytes(summary, 1, value);
+    put_key(event, 1, kBytes);
+    put_varint(event, value_bytes(tag));
+    put_bytes(event, 1, tag);
+    put_float(event, 2, static_cast<float>(number));
   }
-  return with_summary(wall_time, step, summary);
+  return event;
 }
 
 std::string histogram_event(double wall_time, std::int64_t step, const std::string& tag, const HistogramValue& h) {
@@ -283,7 +303,7 @@ TensorBoard::~TensorBoard() {
   ::close(fd_);
 }
 
-void TensorBoard::add(const std::string& event) { buffer_ += tf_record(event); }
+void TensorBoard::add(const std::string& event) { append_tf_record(buffer_, event); }
 
 void TensorBoard::text(const std::string& tag, std::int64_t step, const std::string& markdown) {
   add(text_event(now_(), step, tag, markdown));
@@ -293,6 +313,7 @@ void TensorBoard::record(const std::string& event, std::int64_t step, const Json
   const double now = now_();
   const std::string group = event == "eval" ? fields.value("split", event) : event;
   std::vector<std::pair<std::string, double>> scalars;
+  scalars.reserve(fields.size());
   for (const auto& [field, value] : fields.items()) {
     if (value.is_number()) {
       scalars.emplace_back(group + "/" + field, value.get<double>());

@@ -163,7 +163,10 @@ class Run {
       weights_->write("weights", step_, weight_record(*model_.sparsifier));
     }
     if (falls_on(step_, config_.log.every, clock_)) {
-      metrics_->write("step", step_, {{"loss", loss_value}, {"lr", rate}, {"sparsity", model_.sparsifier->sparsity()}});
+      step_record_["loss"] = loss_value;
+      step_record_["lr"] = rate;
+      step_record_["sparsity"] = model_.sparsifier->sparsity();
+      metrics_->write("step", step_, step_record_);
     }
     report_progress();
     report_speed();
@@ -492,6 +495,7 @@ class Run {
   std::int64_t step_ = 0, first_step_ = 0;
   SteadyClock::time_point began_, speed_reported_;
   Running running_;
+  Json step_record_;  // made once: its keys are those of every step
   std::optional<double> best_accuracy_, last_validation_;
   std::int64_t best_nnz_ = 0;
   std::map<std::string, std::int64_t> macs_of_;  // multiply-accumulates of one kept weight, by layer

@@ -65,6 +65,8 @@ TEST_F(Report, MistakesAreOneClearLine) {
   const Result damaged = run("report r -o page.html");
   EXPECT_EQ(damaged.status, 0) << damaged.err;
   EXPECT_TRUE(contains(read("page.html"), "metrics.jsonl:2: damaged line"));
+  EXPECT_EQ(run("report r -o empty").out, "empty/report.html\n") << "a folder for the page";
+  EXPECT_TRUE(exists("empty/report.html"));
 }
 
 }  // namespace

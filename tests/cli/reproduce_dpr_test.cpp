@@ -117,6 +117,9 @@ TEST_F(ReproduceDpr, SaysWhatItCannotDo) {
   refused("c.toml --seeds 0", "--seeds 0: expected at least 1");
   refused("c.toml --seed 4", "--seed");
   ASSERT_EQ(run("reproduce dpr c.toml --dir d --seeds 1 --arm random").status, 0);
+  const std::string table = read("d/results.md");
+  for (const char* sign : {"±", "+-"})
+    EXPECT_EQ(table.find(sign), std::string::npos) << "one seed has no spread: " << table;
   refused("c.toml --dir d --seeds 1 --arm random --set optim.lr=0.1", "another configuration");
 }
 

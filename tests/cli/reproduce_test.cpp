@@ -40,6 +40,21 @@ TEST_F(ReproduceAdaptiveAlpha, AnArmThatDivergesIsAResultAndTheOthersGoOn) {
   EXPECT_NE(read("runs/results.md").find("1 of 1 diverged"), std::string::npos);
 }
 
+class ReproducePhew : public Program {};
+
+TEST_F(ReproducePhew, AFolderWithOtherRunsIsRefused) {
+  const std::string command =
+      "reproduce phew --part accuracy --methods random --sparsity 0.9 --seeds 1 --out o --threads 1 --json --set "
+      "data.name=glyphs --set data.train_size=320 --set data.test_size=80 --set data.validation=80 --set "
+      "train.steps=0 ";
+  const Result first = run(command + "--set train.epochs=1");
+  ASSERT_EQ(first.status, 0) << first.err;
+  EXPECT_EQ(run(command + "--set train.epochs=1").out, first.out);
+  const Result other = run(command + "--set train.epochs=2");
+  EXPECT_EQ(other.status, 2) << "or the accuracies of one epoch would be shown as those of two: " << other.out;
+  EXPECT_NE(other.err.find("another configuration (train.epochs: 1.0 -> 2.0)"), std::string::npos) << other.err;
+}
+
 TEST_F(ReproduceAdaptiveAlpha, BesideFixedOnes) {
   write("c.toml", kTiny);
   const std::string command =

@@ -81,6 +81,53 @@ TEST_F(Compare, RunsThatDifferOnlyByTheirSeedAreOneRow) {
             "| 2 | 1 | 0.9000 | 100 |\n");
 }
 
+TEST_F(Compare, CountsOfSeveralRunsAreNotRounded) {
+  run("a", config(1, 1), done("0.5", 100));
+  run("b", config(1, 2), done("0.5", 103));
+  run("c", config(2, 1), done("0.5", 100));
+  run("d", config(2, 2), done("0.5", 100));
+  EXPECT_EQ(to_text(compare(all(), {}), Spread::deviation),
+            "reparam.alpha  seeds  test_accuracy  nnz\n"
+            "1              2      0.5000         101.50 ± 2.12\n"
+            "2              2      0.5000         100\n");
+  EXPECT_TRUE(contains(to_text(compare(all(), {}), Spread::ci95), "101.50 ± 19.06")) << "12.706 * 2.121 / sqrt(2)";
+  run("e", "[reparam]\nalpha = 1.2999999999999998\n", done("0.5"));
+  CompareOptions by_alpha;
+  by_alpha.by = {"alpha"};
+  EXPECT_TRUE(contains(to_text(compare(all(), by_alpha), Spread::deviation), "\n1.3            1      0.5000"));
+  EXPECT_TRUE(contains(to_csv(compare(all(), by_alpha)), "\n1.2999999999999998,"));
+}
+
+TEST_F(Compare, WhatHasNoInfluenceSetsNoRunsApart) {
+  const auto with = [](int seed, const std::string& run, const std::string& more) {
+    return fmt::format("[run]\nseed = {}\n{}\n{}", seed, run, more);
+  };
+  run("a", with(1, "name = \"x\"", "[data]\nroot = \"/a\"\n"), done("0.5"));
+  run("b", with(2, "name = \"y\"", "[data]\nroot = \"/b\"\n[checkpoint]\nevery = \"1ep\"\n"), done("0.6"));
+  run("c", with(3, "name = \"z\"", "[log]\nevery = \"1it\"\n[checkpoint]\nevery = \"2ep\"\n"), done("0.7"));
+  const Comparison c = compare(all(), {});
+  ASSERT_EQ(c.groups.size(), 1U);
+  EXPECT_EQ(c.groups[0].seeds, (std::vector<std::int64_t>{1, 2, 3}));
+  CompareOptions each;
+  each.each = true;
+  EXPECT_EQ(compare(all(), each).keys, (std::vector<std::string>{"run", "run.seed"}));
+}
+
+TEST_F(Compare, ManyKeysAreCountedInTextAndShownElsewhere) {
+  const auto many = [](int value) {
+    std::string text = "[optim]\n";
+    for (char key = 'a'; key < 'a' + 10; ++key) text += fmt::format("{} = {}\n", key, value);
+    return text;
+  };
+  run("a", many(1), done("0.5"));
+  run("b", many(2), done("0.6"));
+  const Comparison c = compare(all(), {});
+  const std::string text = to_text(c, Spread::deviation);
+  EXPECT_TRUE(contains(text, "optim.h  seeds")) << text;
+  EXPECT_TRUE(contains(text, "(keys that differ and are not shown: 2;")) << text;
+  EXPECT_TRUE(contains(to_markdown(c, Spread::deviation), "| optim.j | seeds |"));
+}
+
 TEST_F(Compare, CsvAndJsonHaveEveryStatistic) {
   run("a", config(1, 1), done("0.5"));
   run("b", config(1, 2), done("0.75"));
@@ -116,6 +163,13 @@ TEST_F(Compare, FiltersBySizeAndByWord) {
   EXPECT_EQ(left({"alpha=2"}), "b");
   EXPECT_EQ(left({"alpha==2.0"}), "b");
   EXPECT_EQ(left({"alpha>3"}), "");
+  EXPECT_EQ(left({"alpha<=2"}), "ab");
+  EXPECT_EQ(left({"alpha<2"}), "a");
+  EXPECT_EQ(left({"alpha!=2"}), "ac");
+  write_bytes(folder / "a/config.toml", config(1, 1, "set") + "[log]\nevery = 1\n[checkpoint]\nevery = 1\n");
+  EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { left({"every=1"}); }),
+                       "every may be any of checkpoint.every, log.every; write it in full"));
+  EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { left({"accuracy=1"}); }), "Known: nnz, schema, status, test_"));
   EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { left({"alpa=2"}); }), "Did you mean"));
   EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { left({"alpha>x"}); }), "needs a number"));
   EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { left({"alpha"}); }), "expected FIELD=VALUE"));
@@ -146,13 +200,13 @@ TEST_F(Compare, UnfinishedAndDamagedRunsAreSaidAndLeftOut) {
   run("c", config(1, 3), R"({"status":"stopped"})");
   run("d", config(1, 4), "{\"status\":\"do");
   run("e", "no [toml", done("0.5"));
-  run("f", config(1, 6), R"({"status":"diverged","test_accuracy":null})");
+  run("f", config(1, 6), R"({"status":"diverged","test_accuracy":0.1})");
   run("g", config(1, 7), done("\"nan\""));
   const Comparison c = compare(all(), {});
   ASSERT_EQ(c.groups.size(), 1U);
   EXPECT_EQ(c.groups[0].done, 2U);
   EXPECT_EQ(c.groups[0].diverged, 1U);
-  EXPECT_EQ(c.groups[0].values[0].n, 1U) << "not a number is no accuracy";
+  EXPECT_EQ(c.groups[0].values[0].n, 1U) << "not a number is no accuracy, and a diverged run has none";
   std::string left_out;
   for (const auto& item : c.left_out) left_out += item.run.filename().string() + ": " + item.reason + "\n";
   EXPECT_TRUE(contains(left_out, "b: not finished\n")) << left_out;
@@ -160,6 +214,10 @@ TEST_F(Compare, UnfinishedAndDamagedRunsAreSaidAndLeftOut) {
   EXPECT_TRUE(contains(left_out, "summary.json: is not the summary of a run")) << left_out;
   EXPECT_TRUE(contains(left_out, "config.toml: is not TOML (line 1)")) << left_out;
   EXPECT_TRUE(contains(to_text(c, Spread::deviation), "3 (1 diverged)")) << to_text(c, Spread::deviation);
+  CompareOptions others;
+  others.filters = {"method=set"};
+  for (const auto& item : compare(all(), others).left_out)
+    EXPECT_TRUE(contains("de", item.run.filename().string())) << "unfinished, but of another method: " << item.run;
 }
 
 TEST_F(Compare, ASweepIsReadInItsOrderWithItsLabels) {
@@ -179,6 +237,9 @@ TEST_F(Compare, ASweepIsReadInItsOrderWithItsLabels) {
 TEST_F(Compare, PathsThatAreNoRunsAreNamed) {
   EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { read_runs({folder / "no"}); }), "there is no such directory"));
   EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { read_runs({folder.path()}); }), "holds no run"));
+  run("deep/er", config(1, 1), done("0.5"));
+  EXPECT_TRUE(
+      contains(error_of(ErrorKind::usage, [&] { read_runs({folder.path()}); }), "(a folder in it holds some: "));
   const fs::path a = run("a", config(1, 1), done("0.5"));
   EXPECT_EQ(read_runs({a, folder.path(), a}).size(), 1U) << "a run given twice counts once";
 }
@@ -189,6 +250,11 @@ TEST_F(Compare, NamesOfManyKeysAndOddTextsAreSafe) {
   const Comparison c = compare(all(), {});
   EXPECT_TRUE(contains(to_csv(c), "\"x,\"\"|\",1,0")) << to_csv(c);
   EXPECT_TRUE(contains(to_markdown(c, Spread::deviation), "| x,\"\\| |")) << to_markdown(c, Spread::deviation);
+  run("d", config(1, 1, "z\\n\\u001b[2J\\\\|"), done("0.5"));
+  const Comparison lines = compare(all(), {});
+  EXPECT_TRUE(contains(to_csv(lines), "\n\"z\n\x1b[2J\\|\",1,0")) << to_csv(lines);
+  EXPECT_TRUE(contains(to_text(lines, Spread::deviation), "\nz?\?[2J\\|  ")) << "nothing of it reaches the terminal";
+  EXPECT_TRUE(contains(to_markdown(lines, Spread::deviation), "\n| z?\?[2J\\\\\\| |"));
 }
 
 }  // namespace

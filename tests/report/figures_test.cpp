@@ -139,6 +139,24 @@ TEST_F(Figures, DensityHoldsToTheEndOfTheRun) {
   EXPECT_EQ(panel.rows[2], Json({0, 2, 0.4, nullptr, nullptr}));
 }
 
+TEST_F(Figures, TheFirstMasksAreNoChange) {
+  write_run("a", 1, 0.9);
+  std::string metrics;
+  for (const auto& [step, dropped] : {std::pair{0, 1000}, {1, 3}, {2, 5}})
+    metrics += fmt::format(R"({{"event":"topology","step":{0},"nnz":4,"dropped":{1},"grown":2,"layers":[{{"name":)"
+                           R"("fc.weight","nnz":4,"dropped":{1},"grown":2,"dead_outputs":0}}]}})"
+                           "\n",
+                           step, dropped);
+  write("a/metrics.jsonl", metrics);
+  const auto figures = figures_of({"a"});
+  for (const char* id : {"changes", "dropped"}) {
+    const Panel& panel = find(figures, id)->panels[0];
+    ASSERT_EQ(panel.rows.size(), 2U) << id;
+    EXPECT_EQ(panel.rows[0][2], 3) << id;
+    EXPECT_EQ(panel.rows[1][2], 5) << id;
+  }
+}
+
 TEST_F(Figures, TasksHaveAMatrixAndACapacity) {
   write_run("a", 1, 0.9);
   write("a/summary.json",

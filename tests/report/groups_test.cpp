@@ -63,6 +63,8 @@ TEST(Groups, OneGroupIsNamedByWhatItsFoldersHaveInCommon) {
   const std::map<std::string, std::string> same = {{"reparam.alpha", "1"}};
   EXPECT_EQ(labels(group_runs({with("rigl-1", same), with("rigl-2", same)}, false)), (Labels{"rigl"}));
   EXPECT_EQ(labels(group_runs({with("a-seed1", same), with("a-seed2", same)}, false)), (Labels{"a"}));
+  EXPECT_EQ(labels(group_runs({with("a-1.5,seed=1", same), with("a-1.5,seed=2", same)}, false)), (Labels{"a-1.5"}))
+      << "cells of a sweep";
   EXPECT_EQ(labels(group_runs({with("x", same), with("y", same)}, false)), (Labels{"x"}));
 }
 

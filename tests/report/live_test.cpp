@@ -106,6 +106,23 @@ TEST_F(Live, TellsWhereARunStands) {
   EXPECT_EQ(run.state()["seconds_left"], 30.0) << "20 of the 40 steps that a minute was for";
 }
 
+TEST_F(Live, OfASequenceTheTaskIsSaidAndNoLength) {
+  append(folder / "config.toml", "[continual]\ntasks = 3\n");
+  write_bytes(
+      folder / "metrics.jsonl",
+      event("epoch", 100, R"(,"task":1,"phase":"train","epoch":1.0,"train_accuracy":0.8,"train_loss":0.7)") +
+          event("task", 100, R"(,"task":2,"phase":"begin")") +
+          event("epoch", 200, R"(,"task":2,"phase":"train","epoch":1.0,"train_accuracy":0.5,"train_loss":1.0)"));
+  LiveRun run(folder.path());
+  run.update();
+  EXPECT_EQ(run.line(), "task 2/3  step 200  loss 1.0000  acc 0.5000");
+  EXPECT_EQ(run.state()["total_steps"], nullptr) << "2 epochs are those of one task";
+  EXPECT_EQ(run.state()["task"], 2);
+  write_bytes(folder / "summary.json", R"({"status":"done","average_accuracy":0.75})");
+  run.update();
+  EXPECT_EQ(run.line(), "task 2/3  step 200  loss 1.0000  acc 0.5000  average acc 0.7500");
+}
+
 TEST_F(Live, WithoutTimesTheLengthComesFromTheConfiguration) {
   LiveRun run(folder.path());
   run.update();

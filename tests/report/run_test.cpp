@@ -133,6 +133,12 @@ TEST_F(ReadRun, PrintedStructureIsARunThatWasNeverTrained) {
   EXPECT_EQ(run.layer("fc.weight")->weights(), 10);
 }
 
+TEST_F(ReadRun, AFolderOfFoldersOfRunsIsNone) {
+  write_run("all/deep/a", 1, 0.5);
+  const std::string text = message_of([&] { read_run(find_runs(at("all")).front()); });
+  EXPECT_TRUE(contains(text, "(a folder in it holds some: " + at("all/deep").string() + ")")) << text;
+}
+
 TEST_F(ReadRun, AFolderOfRunsMeansThemAll) {
   write_run("all/b", 1, 0.5);
   write_run("all/a", 2, 0.5);

@@ -77,6 +77,23 @@ model = { widths = [30, 10] }
   EXPECT_EQ(cells[2].config.method.name(), "rigl");
 }
 
+TEST_F(Sweep, WhatTheFileSaysOfThreadsPresetsAndCommandsHolds) {
+  EXPECT_EQ(plan(std::string(kBase) + "[run]\nthreads = 3\n", {}, "1")[0].config.run.threads, 3);
+  const std::string text = "[sweep]\nseeds = 1\npreset = \"mnist-ann\"\n";
+  EXPECT_EQ(plan(text)[0].config.data.name, "mnist");
+  EXPECT_EQ(plan(text + "[data]\nname = \"glyphs\"\n")[0].config.data.name, "glyphs") << "the preset is below the file";
+  write_bytes(folder / "s.toml", text);
+  SweepSources sources;
+  sources.config.file = (folder / "s.toml").string();
+  sources.config.preset = "glyphs-demo";
+  EXPECT_EQ(plan_sweep(sources, 2)[0].config.data.name, "glyphs") << "--preset is above that of the table";
+  const auto cells = plan(
+      "[sweep]\ncommand = \"continual\"\n[[sweep.list]]\nlabel = \"a\"\n[[sweep.list]]\nlabel = "
+      "\"b\"\ncommand = \"train\"\n");
+  EXPECT_EQ(cells[0].command, "continual");
+  EXPECT_EQ(cells[1].command, "train");
+}
+
 TEST_F(Sweep, TheCommandLineAddsKeysAndSeeds) {
   EXPECT_EQ(names(plan(kBase, {"reparam.alpha=1,2", "model.widths=[30],[30,10]"})),
             (Names{"alpha=1.0,widths=-30-", "alpha=1.0,widths=-30,10-", "alpha=2.0,widths=-30-",
@@ -86,6 +103,9 @@ TEST_F(Sweep, TheCommandLineAddsKeysAndSeeds) {
   EXPECT_EQ(names(plan(std::string(kBase) + "[sweep]\nseeds = 9\n", {}, "1")), (Names{"seed=1"}));
   EXPECT_EQ(names(plan("", {"method.name=dense,set", "sparsity.sparsity=0"})),
             (Names{"method=dense,sparsity=0.0", "method=set,sparsity=0.0"}));
+  const auto quoted = plan("", {"run.structure_from=\"a,b\",c"});
+  ASSERT_EQ(quoted.size(), 2U) << "a comma in quotes is part of the value";
+  EXPECT_EQ(quoted[0].config.run.structure_from, "a,b");
 }
 
 TEST_F(Sweep, MistakesOfAllCellsAreSaidOnceEachWithTheirPlace) {
@@ -104,7 +124,9 @@ optim.lr = [0.1, -1]
 TEST_F(Sweep, TheTableItselfIsReadStrictly) {
   EXPECT_TRUE(contains(refusal("[sweep]\nsedes = 3\n"),
                        "s.toml:2:1: [sweep].sedes: unknown key. Known: command, preset, seeds"));
-  EXPECT_TRUE(contains(refusal("[sweep]\nseeds = 0\n"), "expected at least 1"));
+  EXPECT_TRUE(contains(refusal("[sweep]\nseeds = 0\n"), "expected 1 to 100000"));
+  EXPECT_TRUE(
+      contains(refusal("[sweep.grid]\noptim.lr = [1, 2]\n", {}, "100000"), "has 200000 cells; expected at most"));
   EXPECT_TRUE(contains(refusal("[sweep]\nseeds = []\n"), "expected how many"));
   EXPECT_TRUE(contains(refusal("[sweep]\ncommand = \"trian\"\n"), "Did you mean \"train\"?"));
   EXPECT_TRUE(contains(refusal("[[sweep.list]]\nlabel = 3\n"), "[[sweep.list]].label: expected a string"));
@@ -117,7 +139,17 @@ TEST_F(Sweep, TheTableItselfIsReadStrictly) {
   EXPECT_TRUE(contains(refusal(kBase, {"alpha=1,2"}), "expected table.key=value"));
   EXPECT_TRUE(contains(refusal(kBase, {"optim.lr=1,,2"}), "an empty value"));
   EXPECT_TRUE(contains(refusal(kBase, {}, "x"), "--seeds x"));
-  EXPECT_TRUE(contains(refusal(kBase, {}, "0"), "at least 1"));
+  EXPECT_TRUE(contains(refusal(kBase, {}, "0"), "--seeds 0: expected 1 to 100000"));
+  EXPECT_TRUE(contains(refusal(kBase, {}, "100001"), "--seeds 100001: expected 1 to 100000"));
+  SweepSources sources;
+  sources.config.file = (folder / "no.toml").string();
+  sources.seeds = "2";
+  EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { plan_sweep(sources, 1); }), "no.toml: there is no such file"));
+  sources.config.file = folder.path().string();
+  EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { plan_sweep(sources, 1); }), "is not a file"));
+  sources.config.file.reset();
+  sources.only = {"x"};
+  EXPECT_TRUE(contains(error_of(ErrorKind::usage, [&] { plan_sweep(sources, 1); }), "has no [[sweep.list]]"));
 }
 
 TEST_F(Sweep, AKeyIsVariedInOnePlace) {
@@ -139,6 +171,8 @@ TEST_F(Sweep, NamesAreFoldersWhateverTheValues) {
     EXPECT_LE(cell.name.size(), 140U) << cell.name;
     EXPECT_NE(cell.name[0], '.');
   }
+  EXPECT_EQ(names(plan("[[sweep.list]]\nlabel = \"..\"\n[[sweep.list]]\nlabel = \".lock\"\n")), (Names{"-.", "-lock"}))
+      << "no cell is the folder above, or hidden";
 }
 
 TEST_F(Sweep, AChangedPlanIsToldFromTheOneBefore) {

@@ -68,7 +68,7 @@ class LiveRun {
   double quiet_s_ = 0;        // since the last event
 
   std::int64_t step_ = 0;
-  std::optional<std::int64_t> total_, per_epoch_, best_step_;
+  std::optional<std::int64_t> total_, per_epoch_, best_step_, task_;
   std::optional<double> loss_, rate_, accuracy_, train_loss_, validation_, best_, test_, sparsity_, per_second_, left_;
   std::int64_t left_at_ = 0;  // the step at which left_ was measured
   Json layers_;               // of the last topology event

@@ -68,6 +68,9 @@ Run read_run(const std::filesystem::path& path);
 /// name.
 std::vector<std::filesystem::path> find_runs(const std::filesystem::path& path);
 
+/// For a message about a folder without runs: " (a folder in it holds some: …)", or nothing.
+std::string runs_below(const std::filesystem::path& path);
+
 /// A JSON value as a number: also "nan", "inf" and "-inf" of our files; NaN for anything else.
 double number_of(const Json& value);
 
