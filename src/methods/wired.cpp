@@ -7,6 +7,7 @@
 #include <set>
 
 #include "espalier/core/error.h"
+#include "espalier/core/log.h"
 #include "espalier/methods/probe.h"
 
 namespace espalier {
@@ -153,6 +154,7 @@ Connections connections(const WiredNetwork& network) {
     if (std::any_of(units.begin(), units.end(), [](char u) { return u != 0; })) result.cut_at = l + 1;
     alive[l] = units;
   }
+  result.unreached = std::count(units.begin(), units.end(), 0);
   result.connected = *result.cut_at == layers;
   if (result.connected) result.cut_at.reset();
   return result;
@@ -161,7 +163,14 @@ Connections connections(const WiredNetwork& network) {
 void refuse_if_cut(const MethodContext& context) {
   const WiredNetwork network = wire(context);
   const Connections c = connections(network);
-  if (c.connected) return;
+  if (c.connected) {
+    if (c.unreached > 0) {
+      log_warning(
+          fmt::format("no path of kept weights leads to {} of the {} outputs: the network cannot tell them apart",
+                      c.unreached, network.line.back().outputs));
+    }
+    return;
+  }
   const SparseWeight& w = *network.line[*c.cut_at].weight;
   fail(ErrorKind::usage,
        "the network is cut: no path of kept weights leads from the input through {} ({} of {} weights kept); lower "

@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <string>
+#include <vector>
 
+#include "espalier/core/log.h"
 #include "espalier/core/random.h"
 #include "espalier/methods/registry.h"
 #include "espalier/methods/sparsifier.h"
@@ -74,6 +77,24 @@ TEST(Connections, WidthsOfAHandNet) {
                 .find("the network is cut: no path of kept weights leads from the "
                       "input through l2.weight (1 of 9 weights kept)"),
             std::string::npos);
+}
+
+TEST(Connections, OutputsThatNoPathLeadsToAreWarnedOf) {
+  Chain net(Layers{linear(2, 3), linear(3, 4)});
+  Context c(net);
+  std::vector<std::string> said;
+  set_log_sink([&](LogLevel level, const std::string& text) {
+    if (level == LogLevel::warning) said.push_back(text);
+  });
+  keep(*c.weights[0], {0, 3});  // units 1 and 2 of l1; nothing comes into unit 3
+  EXPECT_EQ(connections(wire(c)).unreached, 0);
+  refuse_if_cut(c);
+  keep(*c.weights[1], {0, 4, 5, 11});  // outputs 1 and 2, and 4 from unit 3; output 3 has no weight
+  EXPECT_EQ(connections(wire(c)).unreached, 2);
+  refuse_if_cut(c);
+  set_log_sink({});
+  EXPECT_EQ(said, (std::vector<std::string>{"no path of kept weights leads to 2 of the 4 outputs: the network cannot "
+                                            "tell them apart"}));
 }
 
 TEST(Connections, AResidualNetworkLivesOnItsSkips) {

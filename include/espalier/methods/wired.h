@@ -43,11 +43,13 @@ struct Connections {
   std::vector<std::int64_t> widths;
   bool connected = false;             ///< some path of kept weights leads from an input to an output
   std::optional<std::size_t> cut_at;  ///< if not: the first of the line whose outputs nothing reaches
+  std::int64_t unreached = 0;         ///< outputs of the last layer to which no path leads
 };
 /// Of channels: a kernel with any entry connects, wherever the entry stands.
 Connections connections(const WiredNetwork& network);
 
-/// Throws Error(usage), with the layer where it is cut, unless some path leads through the network.
+/// Throws Error(usage), with the layer where it is cut, unless some path leads through the network. Warns of outputs
+/// that no path leads to.
 void refuse_if_cut(const MethodContext& context);
 
 }  // namespace espalier
