@@ -104,13 +104,6 @@ int run_dpr(const ArmsArguments& arguments, Context& context) {
                  ErrorKind::usage,
                  "--arm: \"structure\", \"structure-and-values\" and \"thin\" start from the runs of \"dpr\": add "
                  "--arm dpr");
-  const auto thin = std::find_if(arms.begin(), arms.end(), [](const DprArm& a) { return !a.size.empty(); });
-  if (thin != arms.end() && train::load_config(sources(arguments.config, context)).model.name == "layers") {
-    const std::string why = "a network written as a list (model.layers) has the widths that it says";
-    ESPALIER_CHECK(arguments.arms.empty(), ErrorKind::usage, "--arm {}: {}; leave the arm out", thin->name, why);
-    log_warning(fmt::format("{}: left out: {}", thin->name, why));
-    arms.erase(thin);
-  }
   const fs::path dir = arguments.dir;
   stop_on_signals();
 

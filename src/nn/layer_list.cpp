@@ -233,6 +233,27 @@ std::vector<Element> read_elements(const std::vector<std::string>& layers, const
   return elements;
 }
 
+/// The outputs of each weight layer but the last, which gives the logits.
+void scale(std::vector<Element>& elements, const std::string& where,
+           const std::function<std::int64_t(std::int64_t)>& scaled) {
+  std::vector<Element*> weights;
+  for (Element& e : elements)
+    if (e.arguments.count("outputs") != 0) weights.push_back(&e);
+  if (!weights.empty()) weights.pop_back();
+  for (Element* e : weights) {
+    Pair& outputs = e->arguments.at("outputs").pair;
+    const std::int64_t now = scaled(outputs[0]);
+    if (now == outputs[0]) continue;
+    for (const Element& other : elements) {
+      ESPALIER_CHECK(other.arguments.count("groups") == 0 || other.integer("groups") == 1, ErrorKind::usage,
+                     "model.max_weights: {}[{}] = \"{}\" has groups, which must divide its channels, so a list with it "
+                     "cannot shrink by any factor; write smaller widths",
+                     where, other.index, other.text);
+    }
+    outputs = {now, now};
+  }
+}
+
 // --- the network ----------------------------------------------------------------------------------------------------
 
 /// What flows between two layers: an image, or a vector of `channels` features.
@@ -447,8 +468,11 @@ class LayerList : public Network {
 
 std::shared_ptr<Network> make_layer_list(const std::vector<std::string>& layers, Naming naming,
                                          const std::string& where, const InputShape& input, std::int64_t classes,
-                                         const Compress& compressed) {
-  return std::make_shared<LayerList>(read_elements(layers, where, classes), naming, where, input, classes, compressed);
+                                         const Compress& compressed,
+                                         const std::function<std::int64_t(std::int64_t)>& scaled) {
+  std::vector<Element> elements = read_elements(layers, where, classes);
+  if (scaled) scale(elements, where, scaled);
+  return std::make_shared<LayerList>(elements, naming, where, input, classes, compressed);
 }
 
 }  // namespace espalier::nn

@@ -159,7 +159,7 @@ std::shared_ptr<Network> build(const ModelOptions& o, const InputShape& input, s
   ESPALIER_CHECK(
       !o.layers.empty(), ErrorKind::usage,
       "model.layers: empty; expected a list such as [\"flatten\", \"linear(100)\", \"relu\", \"linear(classes)\"]");
-  return make_layer_list(o.layers, Naming::by_index, "model.layers", input, classes, compressed);
+  return make_layer_list(o.layers, Naming::by_index, "model.layers", input, classes, compressed, scaled);
 }
 
 }  // namespace
@@ -220,9 +220,6 @@ InputShape meant_for(const std::string& model) {
 
 Thinning thinning(const ModelOptions& o, const InputShape& input, std::int64_t classes) {
   if (o.max_weights == 0) return {};
-  ESPALIER_CHECK(o.name != "layers", ErrorKind::usage,
-                 "model.max_weights = {}: a network written as a list has the widths that it says; write smaller ones",
-                 o.max_weights);
   const KeepDefaultGenerator keep;
   const auto weights_with = [&](double factor) {
     // Held compressed, no weight takes memory until it is drawn.

@@ -204,7 +204,19 @@ TEST(Models, MaxWeightsThinsTheHiddenLayers) {
   EXPECT_NE(error_of(o).find("still has 795 weights"), std::string::npos);
   ModelOptions list = listed({"flatten", "linear(classes)"});
   list.max_weights = 100;
-  EXPECT_NE(error_of(list).find("model.max_weights"), std::string::npos);
+  EXPECT_NE(error_of(list).find("still has 7840 weights"), std::string::npos);
+  // The same network written as a list, batch norm between: the same widths.
+  list = listed({"flatten", "linear(300)", "batchnorm", "relu", "linear(100)", "relu", "linear(classes)"});
+  list.max_weights = 26620;
+  EXPECT_EQ(thinning(list, kMnist, 10).weights, 784 * 33 + 33 * 11 + 110);
+  net = make_model(list, kMnist, 10, 0);
+  EXPECT_EQ(net->named_parameters()["1.weight"].sizes(), (std::vector<std::int64_t>{33, 784}));
+  EXPECT_EQ(net->named_parameters()["2.weight"].sizes(), (std::vector<std::int64_t>{33}));
+  EXPECT_EQ(net->named_parameters()["6.weight"].sizes(), (std::vector<std::int64_t>{10, 11}));
+  list = listed({"conv(8, 3)", "conv(8, 3, groups=4)", "globalavgpool", "linear(classes)"});
+  EXPECT_EQ(thinning(list, kMnist, 10).factor, 1);
+  list.max_weights = 200;
+  EXPECT_NE(error_of(list).find("model.layers[1] = \"conv(8, 3, groups=4)\" has groups"), std::string::npos);
   // Every other model: as many as there may be, less what one more unit would bring.
   for (const ModelInfo& info : known_models()) {
     if (info.name == "layers" || info.name == "mlp") continue;
