@@ -227,6 +227,32 @@ TEST(Learner, RetrainingBeginsWithAFreshOptimiser) {
   EXPECT_GT(moved, 1000);
 }
 
+TEST(Learner, RetrainingHasADecayOfItsOwn) {
+  for (const char* space : {"phi", "w"}) {  // the optimiser's own, and the Sparsifier's
+    const auto learnt = [&](const char* retrain, const char* decay) {
+      const train::RunConfig config =
+          small({"optim.momentum=0", std::string("optim.decay_on=") + space, "continual.keep_rates=[0.3]",
+                 "continual.retrain_lr=0.01", std::string("continual.retrain=") + retrain,
+                 std::string("continual.retrain_decay=") + decay});
+      Pack pack = empty_pack(config);
+      TaskData data;
+      add_task(pack, config, next_source(pack, config, data), {});
+      return pack;
+    };
+    const Pack before = learnt("0it", "0"), without = learnt("1it", "0"), with = learnt("1it", "5");
+    const Pack usual = learnt("1it", "-1"), same = learnt("1it", "0.01");  // kSmall's optim.weight_decay
+    for (std::size_t w = 0; w < before.weights.size(); ++w) {
+      const at::Tensor kept = positions(before.tasks[0].masks[w]);
+      const auto phi = [&](const Pack& pack) { return pack.weights[w].phi.view({-1}).index_select(0, kept); };
+      // Of 5 / 2 phi^2, or of 5 / 2 w^2 with w = phi |phi|^0.5; one step of SGD.
+      const at::Tensor start = phi(before), slope = 5 * (space[0] == 'p' ? start : 1.5 * start * start.abs());
+      EXPECT_TRUE(phi(with).sub(phi(without)).allclose(-0.01 * slope, 1e-4, 1e-6)) << space;
+      EXPECT_TRUE(phi(usual).equal(phi(same))) << space;
+      EXPECT_FALSE(phi(usual).equal(phi(without))) << space;
+    }
+  }
+}
+
 TEST(Learner, AMaskHoldsTheLargestWeightsOfBothSigns) {
   const train::RunConfig config =
       small({"continual.keep_rates=[0.3]", "continual.retrain=0it", "continual.reinit=keep"});
