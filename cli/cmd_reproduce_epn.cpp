@@ -19,8 +19,8 @@ using train::RunConfig;
 
 constexpr const char* kReportPreset = "epn-permuted-mnist-3";
 
-/// A preset says how the alpha that it has is trained. With alpha = 2 that is a learning rate which is far too large for
-/// alpha = 1: arms without Powerpropagation have Adam's usual one and no decay (docs/methods/efficient-packnet.md).
+/// A preset says how the alpha that it has is trained. With alpha = 2 that is a learning rate which is far too large
+/// for alpha = 1: arms without Powerpropagation have Adam's usual one and no decay (docs/methods/efficient-packnet.md).
 bool has_powerprop(const std::string& preset) {
   train::ConfigSources alone;
   alone.preset = preset;
