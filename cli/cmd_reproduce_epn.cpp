@@ -16,9 +16,13 @@ using train::RunConfig;
 
 constexpr const char* kReportPreset = "epn-permuted-mnist-3";
 
-/// Presets that say how alpha = 2 is trained, at a learning rate that is far too large for alpha = 1, which has Adam's
-/// usual one instead and no decay (docs/methods/efficient-packnet.md).
-const std::vector<std::string> kTunedPresets = {"epn-permuted-mnist-10"};
+/// A preset says how the alpha that it has is trained. With alpha = 2 that is a learning rate which is far too large
+/// for alpha = 1: arms without Powerpropagation have Adam's usual one and no decay (docs/methods/efficient-packnet.md).
+bool has_powerprop(const std::string& preset) {
+  train::ConfigSources alone;
+  alone.preset = preset;
+  return train::load_config(alone).reparam.alpha > 1;
+}
 const std::vector<std::string> kWithoutPowerprop = {
     "optim.name=adam",  "optim.lr=0.001",    "optim.momentum=0",    "optim.weight_decay=0",
     "optim.decay_on=w", "train.clip_norm=0", "schedule.warmup=0it", "continual.retrain_lr=0.001"};
@@ -68,7 +72,7 @@ RunConfig config_of(const ArmsArguments& a, const Context& context, const EpnArm
   if (!a.config.given()) all.preset = kReportPreset;
   std::vector<std::string> set = arm.set;
   const bool plain = std::find(set.begin(), set.end(), "reparam.alpha=1") != set.end();
-  if (plain && std::find(kTunedPresets.begin(), kTunedPresets.end(), all.preset) != kTunedPresets.end()) {
+  if (plain && all.preset && has_powerprop(*all.preset)) {
     set.insert(set.end(), kWithoutPowerprop.begin(), kWithoutPowerprop.end());
   }
   train::ContinualOptions defaults;  // what a file says for one method is no mistake in the arms of others
@@ -152,7 +156,7 @@ void add_reproduce_epn_command(CLI::App& reproduce, Context& context) {
                      "separate, joint; otherwise the two of the report for its preset, else all but ewc and joint");
   command->footer(
       "A run that is there and finished is not repeated; one that was stopped goes on.\n"
-      "The preset of 10 tasks is tuned for alpha = 2: its arms without Powerpropagation have Adam at 0.001.\n"
+      "A preset's optimiser is that of the alpha which it has: arms without Powerpropagation have Adam at 0.001.\n"
       "Examples:\n"
       "  espalier reproduce epn --data-root DIR      # three tasks, keep rate 0.2, alpha 1 and 1.5\n"
       "  espalier reproduce epn --preset epn-permuted-mnist-10 --seeds 3 --dir runs/epn-10");

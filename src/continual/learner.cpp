@@ -294,7 +294,11 @@ class Learner {
                     {packed.name + ".mask", mask},
                     {packed.name + ".trainable", bytes(live.backward[w], packed.shape)}});
     }
-    live.optimizer = train::make_optimizer(config_, *live.model.sparsifier);
+    train::RunConfig config = config_;
+    const double decay = config_.continual.retrain_decay;
+    if (live.retraining && decay >= 0) config.optim.weight_decay = decay;
+    live.model.sparsifier->set_weight_decay(train::sparsifier_decay(config));
+    live.optimizer = train::make_optimizer(config, *live.model.sparsifier);
   }
 
   /// What has been learnt at M_b goes into the pack, and nothing else does.

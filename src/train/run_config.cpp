@@ -66,6 +66,7 @@ const std::vector<OnlyWith>& only_with() {
       {"continual", "reinit", {"efficient-packnet", "packnet"}, "method"},
       {"continual", "retrain", {"efficient-packnet", "packnet"}, "method"},
       {"continual", "retrain_lr", {"efficient-packnet", "packnet"}, "method"},
+      {"continual", "retrain_decay", {"efficient-packnet", "packnet"}, "method"},
       {"continual", "ewc_lambda", {"ewc"}, "method"},
       {"continual", "fisher_samples", {"ewc"}, "method"},
   };

@@ -201,6 +201,58 @@ TEST(Learner, WithoutRetrainingATaskComputesWithTheWeightsThatItsMaskWasChosenFo
   EXPECT_GT(now, 0.2);  // twice chance: weights drawn anew would not do it
 }
 
+TEST(Learner, RetrainingBeginsWithAFreshOptimiser) {
+  const auto learnt = [](const char* retrain) {
+    const train::RunConfig config =
+        small({"reparam.name=identity", "reparam.alpha=1", "optim.name=adam", "optim.momentum=0",
+               "optim.weight_decay=0", "optim.lr=0.01", "train.steps=20", "continual.keep_rates=[0.3]",
+               "continual.retrain_lr=0.001", std::string("continual.retrain=") + retrain});
+    Pack pack = empty_pack(config);
+    TaskData data;
+    add_task(pack, config, next_source(pack, config, data), {});
+    return pack;
+  };
+  const Pack before = learnt("0it"), after = learnt("1it");
+  // Adam's first step is the learning rate wherever there is a gradient (above its eps); with the moments of 20 steps
+  // before it, it would be anything from 0 to several times as much.
+  std::int64_t moved = 0;
+  for (std::size_t w = 0; w < before.weights.size(); ++w) {
+    const at::Tensor kept = positions(before.tasks[0].masks[w]);
+    const at::Tensor step = (after.weights[w].phi - before.weights[w].phi).abs().view({-1}).index_select(0, kept);
+    const at::Tensor there = step.masked_select(step.gt(0));
+    moved += there.numel();
+    const auto n = static_cast<double>(there.numel());
+    EXPECT_GE(there.sub(0.001).abs().lt(1e-5).sum().item<double>(), 0.99 * n) << there;  // a hundredth: near eps
+  }
+  EXPECT_GT(moved, 1000);
+}
+
+TEST(Learner, RetrainingHasADecayOfItsOwn) {
+  for (const char* space : {"phi", "w"}) {  // the optimiser's own, and the Sparsifier's
+    const auto learnt = [&](const char* retrain, const char* decay) {
+      const train::RunConfig config =
+          small({"optim.momentum=0", std::string("optim.decay_on=") + space, "continual.keep_rates=[0.3]",
+                 "continual.retrain_lr=0.01", std::string("continual.retrain=") + retrain,
+                 std::string("continual.retrain_decay=") + decay});
+      Pack pack = empty_pack(config);
+      TaskData data;
+      add_task(pack, config, next_source(pack, config, data), {});
+      return pack;
+    };
+    const Pack before = learnt("0it", "0"), without = learnt("1it", "0"), with = learnt("1it", "5");
+    const Pack usual = learnt("1it", "-1"), same = learnt("1it", "0.01");  // kSmall's optim.weight_decay
+    for (std::size_t w = 0; w < before.weights.size(); ++w) {
+      const at::Tensor kept = positions(before.tasks[0].masks[w]);
+      const auto phi = [&](const Pack& pack) { return pack.weights[w].phi.view({-1}).index_select(0, kept); };
+      // Of 5 / 2 phi^2, or of 5 / 2 w^2 with w = phi |phi|^0.5; one step of SGD.
+      const at::Tensor start = phi(before), slope = 5 * (space[0] == 'p' ? start : 1.5 * start * start.abs());
+      EXPECT_TRUE(phi(with).sub(phi(without)).allclose(-0.01 * slope, 1e-4, 1e-6)) << space;
+      EXPECT_TRUE(phi(usual).equal(phi(same))) << space;
+      EXPECT_FALSE(phi(usual).equal(phi(without))) << space;
+    }
+  }
+}
+
 TEST(Learner, AMaskHoldsTheLargestWeightsOfBothSigns) {
   const train::RunConfig config =
       small({"continual.keep_rates=[0.3]", "continual.retrain=0it", "continual.reinit=keep"});

@@ -90,6 +90,9 @@ class Sparsifier {
   /// when due. Consumes the gradients: no zero_grad is needed.
   void step(torch::optim::Optimizer& optimizer);
 
+  /// From the next step on.
+  void set_weight_decay(const WeightDecay& decay) { decay_ = decay; }
+
   /// Where alpha adapts itself to the loss too (AdaptiveAlphaOptions::loss_tolerance): the loss of the step to come.
   void observe_loss(double loss);
 

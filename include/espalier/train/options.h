@@ -130,6 +130,7 @@ struct ContinualOptions {
   std::string reinit = "auto";
   Duration retrain = Duration::epochs(1);
   double retrain_lr = 0;
+  double retrain_decay = -1;
   double ewc_lambda = 100;
   std::int64_t fisher_samples = 1000;
   std::string evaluate = "all";
@@ -169,6 +170,7 @@ struct ContinualOptions {
       {"auto", "fresh", "zero", "keep"});
     d("retrain", retrain, "packnet, efficient-packnet: training of a task's new weights after pruning; 0it: none");
     d("retrain_lr", retrain_lr, "learning rate of that; 0: a tenth of optim.lr", at_least(0));
+    d("retrain_decay", retrain_decay, "weight decay of that; -1: optim.weight_decay", at_least(-1));
     d("ewc_lambda", ewc_lambda, "ewc: strength of the penalty lambda / 2 sum F (w - w*)^2", at_least(0));
     d("fisher_samples", fisher_samples, "ewc: training images that the Fisher information is averaged over",
       at_least(1));
