@@ -381,8 +381,14 @@ int run_sweep(const train::SweepSources& sources, const SweepArguments& argument
   const train::DirectoryLock lock = take(dir);
   prepare(dir, cells, threads, arguments.extend, input);
   context.console.log_to(dir / "log.txt");
+  // run.threads may be set, or varied.
+  const auto [least, most] = std::minmax_element(cells.begin(), cells.end(), [](const Cell& a, const Cell& b) {
+    return a.config.run.threads < b.config.run.threads;
+  });
+  const std::int64_t fewest = least->config.run.threads, greatest = most->config.run.threads;
   log_info(fmt::format("{}: {} cells, {} at a time, {} thread{} each", dir.string(), cells.size(), arguments.jobs,
-                       threads, threads == 1 ? "" : "s"));
+                       fewest == greatest ? fmt::to_string(fewest) : fmt::format("{} to {}", fewest, greatest),
+                       greatest == 1 ? "" : "s"));
   // A second signal does not wait; the cells get SIGTERM when this process is gone.
   Runner runner(dir, cells, arguments.jobs, after, context);
   if (runner.run(*stop_on_signals())) {

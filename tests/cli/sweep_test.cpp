@@ -292,6 +292,7 @@ TEST_F(Sweep, ReproduceEndsInAPageForEachNetwork) {
           "mnist-cnn-plain --set data.name=glyphs --set data.train_size=300 --set data.test_size=50 --set "
           "data.validation=50 --set train.epochs=1");
   ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.err.find(" at a time, 1 thread each"), std::string::npos) << r.err;
   const std::string all = read("d/report.html"), one = read("d/report-glyphs-mlp.html"),
                     other = read("d/report-glyphs-mnist-cnn.html");
   for (const char* layer : {"fc1.weight", "conv1.weight"}) EXPECT_NE(all.find(layer), std::string::npos) << layer;
