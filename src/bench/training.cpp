@@ -5,7 +5,7 @@
 #include "espalier/core/random.h"
 #include "espalier/methods/registry.h"
 #include "espalier/methods/select.h"
-#include "espalier/ops/cross_entropy.h"
+#include "espalier/nn/loss.h"
 
 namespace espalier::bench {
 namespace {
@@ -60,7 +60,7 @@ Training::Training(const Task& task, const std::string& storage, double sparsity
 }
 
 at::Tensor Training::step(const Batch& batch) {
-  const at::Tensor loss = ops::cross_entropy(net->forward(batch.first), batch.second);
+  const at::Tensor loss = nn::cross_entropy(net->forward(batch.first), batch.second);
   loss.backward();
   sparsifier->step(*optim);
   return loss.detach();

@@ -20,7 +20,7 @@
 #include "espalier/kernels/dispatch.h"
 #include "espalier/methods/select.h"
 #include "espalier/nn/init.h"
-#include "espalier/ops/cross_entropy.h"
+#include "espalier/nn/loss.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/metrics.h"
 #include "espalier/train/weight_record.h"
@@ -352,7 +352,7 @@ class Learner {
     if (live.batches.size() > 1) {
       logits = logits.slice(1, live.first_logit[task], live.first_logit[task] + live.logits[task]);
     }
-    const at::Tensor loss = ops::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
+    const at::Tensor loss = nn::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
     const double loss_value = loss.item<double>();
     ESPALIER_CHECK(std::isfinite(loss_value), ErrorKind::diverged,
                    "task {}, step {} of its {}: the loss is {}. The learning rate was {:g}: lower [optim].lr, or set "

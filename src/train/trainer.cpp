@@ -10,7 +10,7 @@
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
 #include "espalier/kernels/dispatch.h"
-#include "espalier/ops/cross_entropy.h"
+#include "espalier/nn/loss.h"
 #include "espalier/train/checkpoint.h"
 #include "espalier/train/durable_file.h"
 #include "espalier/train/environment.h"
@@ -141,7 +141,7 @@ class Run {
     for (auto& group : optimizer_->param_groups()) group.options().set_lr(rate);
 
     const at::Tensor logits = model_.network->forward(batch.images);
-    const at::Tensor loss = ops::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
+    const at::Tensor loss = nn::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
     const double loss_value = loss.item<double>();
     if (!std::isfinite(loss_value)) diverged(batch, loss_value, rate);
     loss.backward();

@@ -1,5 +1,5 @@
-/// max(0, x) of each entry, in any layout. torch::relu forms the gradient in new memory; here it is written over the one
-/// that arrives where nobody else holds that: memory is what bounds this.
+/// max(0, x) of each entry, in any layout. torch::relu forms the gradient in new memory; here it is written over the
+/// one that arrives where nobody else holds that: memory is what bounds this.
 #pragma once
 
 #include <ATen/core/Tensor.h>
