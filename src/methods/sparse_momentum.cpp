@@ -33,11 +33,11 @@ void SparseMomentum::after_step(const MethodContext& context) {
   if (!wants_dense_gradient(context.clock)) return;
   for (SparseWeight* w : context.weights) {
     at::Tensor& m = momentum_[w->name()];
-    const at::Tensor gradient = w->dense_gradient();
     if (m.defined())
-      m.mul_(momentum_factor_).add_(gradient);
+      m.mul_(momentum_factor_);
     else
-      m = gradient.clone();
+      m = torch::zeros(w->shape(), w->parameter().scalar_type());
+    w->add_dense_gradient(m);
   }
   DropAndGrow::after_step(context);
 }

@@ -109,8 +109,8 @@ Sparsifier::Sparsifier(torch::nn::Module& model, std::unique_ptr<Method> method,
                  "[sparsity].dense_layers leaves no layer to make sparse");
   for (const SparseWeight* w : context_.weights) {
     ESPALIER_CHECK(method_->takes_compressed() || w->storage() == std::string("masked"), ErrorKind::usage,
-                   "{}: the method keeps something for every position of a weight, which compressed storage is there "
-                   "to avoid; set model.storage = \"masked\"",
+                   "{}: the method moves something at every position of a weight in each step, which compressed "
+                   "storage is there to avoid; set model.storage = \"masked\"",
                    w->name());
   }
   ESPALIER_CHECK(

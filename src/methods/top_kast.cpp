@@ -77,15 +77,7 @@ void TopKast::choose(const MethodContext& context) const {
 
 void TopKast::before_update(const MethodContext& context) {
   if (penalty_ == 0) return;
-  const double density = 1 - context.sparsity.sparsity;
-  for (SparseWeight* w : context.weights) {
-    const at::Tensor learns = w->trainable();
-    at::Tensor weight = torch::full({learns.numel()}, penalty_ / density, torch::kDouble);
-    weight.masked_fill_(torch::isin(learns, w->active(), /*assume_unique=*/true), penalty_);
-    const at::Tensor theta =
-        w->reparametrisation().psi(w->all_values().reshape({-1}).index_select(0, learns).to(torch::kDouble));
-    w->add_gradient(learns, weight * theta);
-  }
+  for (SparseWeight* w : context.weights) w->add_penalty(penalty_, penalty_ / (1 - context.sparsity.sparsity));
 }
 
 void TopKast::after_step(const MethodContext& context) {

@@ -100,7 +100,7 @@ void CompressedWeight::adopt(std::string name, std::int64_t layer, const Reparam
   rename(std::move(name), layer);
   reparametrisation_ = psi;
   power_ = at::Tensor();
-  if (!reparametrised()) {
+  if (psi.is_identity()) {
     phi_ = values_;
     return;
   }
@@ -132,10 +132,9 @@ std::shared_ptr<kernels::Compressed> CompressedWeight::compress(const kernels::R
 }
 
 void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const at::Tensor& phi) {
-  const at::Tensor w =
-      reparametrised() ? torch::empty_like(phi, torch::TensorOptions().requires_grad(false)) : at::Tensor();
-  every_ = BitMask(phi.numel(), true);
-  backward_ = every_;
+  const at::Tensor w = parted() ? torch::empty_like(phi, torch::TensorOptions().requires_grad(false)) : at::Tensor();
+  forward_ = BitMask(phi.numel(), true);
+  backward_ = forward_;
   // Nothing throws from here on.
   matrix_ = std::move(matrix);
   phi_.set_data(phi);
@@ -204,23 +203,28 @@ void CompressedWeight::refresh() {
 
 void CompressedWeight::push() {
   const torch::NoGradGuard no_grad;
-  if (reparametrised()) {
+  if (parted()) {
     if (reparametrisation_.update() == Update::gradient && ops::power_is_costly(reparametrisation_.alpha()) &&
         !power_.defined()) {
       power_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
     }
-    ops::power_push(phi_, every_, reparametrisation_.alpha(), values_, power_);
+    ops::power_push(phi_, forward_, reparametrisation_.alpha(), values_, power_);
   }
   refresh();
 }
 
-std::int64_t CompressedWeight::nnz() const { return is_virgin() ? numel() : matrix_->nnz(); }
+std::int64_t CompressedWeight::nnz() const { return is_virgin() ? numel() : forward_.count(); }
 
 at::Tensor CompressedWeight::active() const {
+  const at::Tensor positions = stored_positions();
+  return is_virgin() || forward_.all() ? positions : positions.index_select(0, ranks(forward_));
+}
+
+at::Tensor CompressedWeight::stored_positions() const {
   if (is_virgin()) return torch::arange(numel(), torch::kInt64);
   kernels::RowMajorList list;
   kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
-  at::Tensor positions = torch::empty({nnz()}, torch::kInt64);
+  at::Tensor positions = torch::empty({stored()}, torch::kInt64);
   auto* const out = positions.data_ptr<std::int64_t>();
   at::parallel_for(0, rows_, rows_of_grain(), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
@@ -234,7 +238,7 @@ at::Tensor CompressedWeight::active() const {
 }
 
 std::int64_t CompressedWeight::rows_of_grain() const {
-  return std::max<std::int64_t>(1, kGrain * rows_ / std::max<std::int64_t>(1, nnz()));
+  return std::max<std::int64_t>(1, kGrain * rows_ / std::max<std::int64_t>(1, stored()));
 }
 
 at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
@@ -243,10 +247,33 @@ at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
   return gathered(canonical.detach(), place);
 }
 
+at::Tensor CompressedWeight::ranks(const BitMask& mask) const {
+  std::vector<std::uint32_t> place;
+  kernels::row_major(*matrix_, nullptr, &place, at::get_num_threads());
+  at::Tensor ranks = torch::empty({mask.count()}, torch::kInt64);
+  auto* next = ranks.data_ptr<std::int64_t>();
+  for (std::size_t i = 0; i < place.size(); ++i)
+    if (mask.test(place[i])) *next++ = static_cast<std::int64_t>(i);
+  return ranks;
+}
+
+BitMask CompressedWeight::mask_of(const Positions& positions) const {
+  BitMask mask(stored());
+  std::int64_t next = 0;
+  each_entry([&](std::int64_t position, std::uint32_t place) {
+    while (next < positions.size() && positions[next] < position) ++next;  // not stored
+    if (next < positions.size() && positions[next] == position) mask.set(place, true);
+  });
+  return mask;
+}
+
 at::Tensor CompressedWeight::weights() const {
-  if (!is_virgin()) return row_major(values_);
+  if (!is_virgin()) {
+    const at::Tensor w = row_major(values_);
+    return forward_.all() ? w : w.index_select(0, ranks(forward_));
+  }
   const at::Tensor phi = values();
-  if (!reparametrised()) return phi;
+  if (!parted()) return phi;
   at::Tensor w = torch::empty_like(phi), no_power;  // what push will leave
   ops::power_push(phi, BitMask(numel(), true), reparametrisation_.alpha(), w, no_power);
   return w;
@@ -254,7 +281,8 @@ at::Tensor CompressedWeight::weights() const {
 
 at::Tensor CompressedWeight::values() const {
   if (is_virgin()) return reparametrisation_.inverse(draw(active()));
-  return row_major(phi_);
+  const at::Tensor phi = row_major(phi_);
+  return forward_.all() ? phi : phi.index_select(0, ranks(forward_));
 }
 
 void CompressedWeight::keep(const at::Tensor& positions) {
@@ -301,7 +329,7 @@ kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Pos
   from.resize(sum);
 
   // Each row: a walk over its entries and both lists.
-  const std::int64_t parts = std::clamp<std::int64_t>(nnz() / kGrain, 1, at::get_num_threads());
+  const std::int64_t parts = std::clamp<std::int64_t>(stored() / kGrain, 1, at::get_num_threads());
   std::vector<std::string> wrong(at(parts));
   const auto merge = [&](std::int64_t first_row, std::int64_t last_row) -> std::string {
     std::int64_t d = before_row(drop, first_row), g = before_row(grow, first_row);
@@ -344,8 +372,10 @@ kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Pos
 void CompressedWeight::rewire(const Rewiring& change) {
   const torch::NoGradGuard no_grad;
   materialise();
+  ESPALIER_CHECK(!laid_down_.defined(), ErrorKind::usage,
+                 "{}: values outside the masks are remembered since set_masks; change the masks by it", name());
   const Positions drop(change.drop, numel(), name(), "drop"), grow(change.grow, numel(), name(), "grow");
-  check_count(nnz() + grow.size());
+  check_count(stored() + grow.size());
   at::Tensor births;
   if (change.birth_values.defined()) {
     births = change.birth_values.detach().to(values_.scalar_type()).contiguous();
@@ -388,7 +418,7 @@ void CompressedWeight::rewire(const Rewiring& change) {
   store(std::move(matrix), phi);
   phi = at::Tensor();
   if (!learnt.all()) {
-    for (std::int64_t k = 0; k < nnz(); ++k) {
+    for (std::int64_t k = 0; k < stored(); ++k) {
       const std::uint32_t before = now.carried[static_cast<std::size_t>(k)];
       if (before != TopologyChange::kNewborn && !learnt.test(before)) backward_.set(k, false);
     }
@@ -413,34 +443,78 @@ void CompressedWeight::each_entry(const F& f) const {
 
 void CompressedWeight::set_trainable(const at::Tensor& positions) {
   materialise();
-  const Positions list(positions, numel(), name(), "train");
-  backward_ = BitMask(nnz());
-  std::int64_t next = 0;
-  each_entry([&](std::int64_t position, std::uint32_t place) {
-    while (next < list.size() && list[next] < position) ++next;  // not stored: nothing there can learn
-    if (next < list.size() && list[next] == position) backward_.set(place, true);
-  });
+  backward_ = mask_of({positions, numel(), name(), "train"});  // what is not stored cannot learn
   freeze();
 }
 
 at::Tensor CompressedWeight::trainable() const {
-  if (is_virgin()) return torch::arange(numel(), torch::kInt64);
-  std::vector<std::int64_t> out;
-  each_entry([&](std::int64_t position, std::uint32_t place) {
-    if (backward_.test(place)) out.push_back(position);
-  });
-  return to_tensor(out);
+  const at::Tensor positions = stored_positions();
+  return is_virgin() || backward_.all() ? positions : positions.index_select(0, ranks(backward_));
 }
 
-at::Tensor CompressedWeight::parameter() {
-  return reparametrised() && reparametrisation_.update() == Update::gradient ? phi_ : values_;
+void CompressedWeight::set_masks(const at::Tensor& forward, const at::Tensor& backward) {
+  const torch::NoGradGuard no_grad;
+  ESPALIER_CHECK(reparametrisation_.update() == Update::gradient || reparametrisation_.is_identity(), ErrorKind::usage,
+                 "{}: with [reparam].update = \"target\" the optimiser steps in w, which is zero outside the forward "
+                 "mask; use \"gradient\"",
+                 name());
+  const Positions computes(forward, numel(), name(), "set"), learns(backward, numel(), name(), "set");
+  std::vector<std::int64_t> both, left, entered;
+  std::set_union(computes.begin(), computes.end(), learns.begin(), learns.end(), std::back_inserter(both));
+  check_count(static_cast<std::int64_t>(both.size()));
+  const at::Tensor learnt = trainable();
+  const Positions before(learnt, numel(), name(), "set");
+  std::set_difference(before.begin(), before.end(), learns.begin(), learns.end(), std::back_inserter(left));
+  std::set_difference(learns.begin(), learns.end(), before.begin(), before.end(), std::back_inserter(entered));
+
+  // Optimiser state goes with what learnt before and still does.
+  std::vector<std::uint32_t> from(both.size(), TopologyChange::kNewborn);
+  if (!is_virgin()) {
+    std::size_t next = 0;
+    std::int64_t stays = 0;
+    each_entry([&](std::int64_t position, std::uint32_t place) {
+      while (next < both.size() && both[next] < position) ++next;
+      while (stays < learns.size() && learns[stays] < position) ++stays;
+      if (stays < learns.size() && learns[stays] == position && backward_.test(place)) from[next] = place;
+    });
+  }
+
+  lay_down();
+  const at::Tensor positions = to_tensor(both);
+  std::vector<std::uint32_t> place;
+  auto matrix = compress(list_of({positions, numel(), name(), "set"}), place);
+  if (!parted()) phi_ = torch::empty({0}, values_.options()).set_requires_grad(true);  // w no longer holds all of phi
+  store(std::move(matrix), ops::to_canonical(laid_down_.index_select(0, positions), place));
+  forward_ = mask_of(computes);
+  backward_ = mask_of(learns);
+  freeze();
+  push();
+  TopologyChange change{to_tensor(left), to_tensor(entered), std::nullopt, {}};
+  change.carried.resize(from.size());
+  for (std::size_t i = 0; i < from.size(); ++i) change.carried[place[i]] = from[i];
+  tell(change);
 }
+
+void CompressedWeight::lay_down() {
+  if (!laid_down_.defined()) {
+    laid_down_ = is_virgin() ? values() : torch::zeros({numel()}, values_.scalar_type());
+  }
+  if (!is_virgin()) laid_down_.index_copy_(0, stored_positions(), row_major(phi_));
+}
+
+at::Tensor CompressedWeight::all_values() const {
+  const torch::NoGradGuard no_grad;
+  if (is_virgin()) return values().view(shape());
+  at::Tensor all = laid_down_.defined() ? laid_down_.clone() : torch::zeros({numel()}, values_.scalar_type());
+  return all.index_copy_(0, stored_positions(), row_major(phi_)).view(shape());
+}
+
+at::Tensor CompressedWeight::parameter() { return in_phi() ? phi_ : values_; }
 
 void CompressedWeight::pull(double decay) {
   at::Tensor& gradient = values_.mutable_grad();
   if (!gradient.defined()) return;
-  const bool in_phi = reparametrised() && reparametrisation_.update() == Update::gradient;
-  if (in_phi) {
+  if (in_phi()) {
     ops::power_pull(phi_, power_, backward_, reparametrisation_.alpha(), decay, gradient);
     phi_.mutable_grad() = gradient;
     gradient = at::Tensor();
@@ -452,8 +526,8 @@ void CompressedWeight::pull(double decay) {
 }
 
 std::optional<SparseWeight::OnePass> CompressedWeight::one_pass() {
-  const bool target = reparametrised() && reparametrisation_.update() == Update::target;
-  if (is_virgin() || !backward_.all() || target || !values_.grad().defined()) return std::nullopt;
+  const bool target = parted() && !in_phi();
+  if (is_virgin() || !forward_.all() || !backward_.all() || target || !values_.grad().defined()) return std::nullopt;
   return OnePass{phi_, values_, values_.grad(), power_};
 }
 
@@ -464,23 +538,26 @@ void CompressedWeight::one_pass_done() {
 
 at::Tensor CompressedWeight::change_alpha(double alpha) {
   const torch::NoGradGuard no_grad;
+  if (laid_down_.defined()) {
+    Reparametrisation psi = reparametrisation_;
+    espalier::change_alpha(laid_down_, torch::zeros_like(laid_down_), alpha, psi, name());
+  }
   at::Tensor factor = espalier::change_alpha(phi_, values_, alpha, reparametrisation_, name());
   freeze();
   power_ = at::Tensor();
-  const bool in_phi = reparametrisation_.update() == Update::gradient;
-  if (!is_virgin() && in_phi && ops::power_is_costly(alpha)) {
+  if (!is_virgin() && in_phi() && ops::power_is_costly(alpha)) {
     power_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
     at::Tensor w = torch::empty_like(power_);
-    ops::power_push(phi_, every_, alpha, w, power_);
+    ops::power_push(phi_, forward_, alpha, w, power_);
   }
-  return in_phi ? factor : at::Tensor();
+  return in_phi() ? factor : at::Tensor();
 }
 
 void CompressedWeight::settle() {
   const torch::NoGradGuard no_grad;
   if (is_virgin()) return;
-  if (reparametrised() && reparametrisation_.update() == Update::target) {
-    ops::power_target(phi_, every_, backward_, reparametrisation_.alpha(), values_);
+  if (parted() && !in_phi()) {
+    ops::power_target(phi_, forward_, backward_, reparametrisation_.alpha(), values_);
     refresh();
     return;
   }
@@ -504,8 +581,8 @@ void CompressedWeight::freeze() { frozen_ = backward_.all() ? at::Tensor() : phi
 
 void CompressedWeight::reindex_state(at::Tensor& state, const TopologyChange& change) const {
   const torch::NoGradGuard no_grad;
-  state = change.carried.empty() ? torch::zeros({nnz()}, state.options()) : gathered(state, change.carried);
-  ESPALIER_ASSERT(state.numel() == nnz());
+  state = change.carried.empty() ? torch::zeros({stored()}, state.options()) : gathered(state, change.carried);
+  ESPALIER_ASSERT(state.numel() == stored());
 }
 
 void CompressedWeight::want_dense_gradient(bool wanted) {
@@ -537,11 +614,12 @@ at::Tensor CompressedWeight::top_gradients(std::int64_t k, const at::Tensor& exc
   return to_tensor(enough(top.positions(), k, name()));
 }
 
-at::Tensor CompressedWeight::dense_gradient() const {
-  fail(ErrorKind::usage,
-       "{}: the gradient at all {} positions is asked for, which compressed storage does not hold; set model.storage = "
-       "\"masked\"",
-       name(), numel());
+void CompressedWeight::add_dense_gradient(at::Tensor& sum) const {
+  const torch::NoGradGuard no_grad;
+  ESPALIER_CHECK(!gradient_sources_.empty(), ErrorKind::usage, "{}: no backward pass has left a gradient", name());
+  ESPALIER_ASSERT(sum.numel() == numel() && sum.is_contiguous());
+  at::Tensor rows = sum.view({rows_, columns_});
+  for (const auto& source : gradient_sources_) source->add_rows(0, rows_, rows);
 }
 
 void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tensor& values) {
@@ -552,14 +630,12 @@ void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tenso
   std::vector<std::int64_t> here;
   std::vector<std::uint32_t> place;
   kernels::row_major(*matrix_, here, place, at::get_num_threads());
-  at::Tensor& gradient = values_.mutable_grad();
-  if (!gradient.defined()) gradient = torch::zeros_like(values_.detach());
-  if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+  at::Tensor& sum = gradient();
   const at::Tensor added = values.to(values_.scalar_type()).contiguous();
   with_type(values_.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* from = added.data_ptr<T>();
-    T* to = gradient.data_ptr<T>();
+    T* to = sum.data_ptr<T>();
     std::size_t i = 0;
     for (std::int64_t g = 0; g < given.size(); ++g) {
       while (i < here.size() && here[i] < given[g]) ++i;
@@ -568,24 +644,38 @@ void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tenso
   });
 }
 
-ops::Csr CompressedWeight::csr() const {
+void CompressedWeight::add_penalty(double inside, double outside) {
   const torch::NoGradGuard no_grad;
-  if (is_virgin()) return ops::csr_of(list_of({active(), numel(), name(), "save"}));
-  kernels::RowMajorList list;
-  kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
-  return ops::csr_of(list);
+  materialise();
+  ops::add_penalty(phi_.detach(), forward_, reparametrisation_.alpha(), inside, outside, gradient());
+}
+
+at::Tensor& CompressedWeight::gradient() {
+  at::Tensor& gradient = values_.mutable_grad();
+  if (!gradient.defined()) gradient = torch::zeros_like(values_.detach());
+  if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+  return gradient;
+}
+
+ops::Csr CompressedWeight::csr(const at::Tensor& positions) const {
+  const torch::NoGradGuard no_grad;
+  return ops::csr_of(list_of({positions, numel(), name(), "save"}));
 }
 
 NamedTensors CompressedWeight::state() const {
-  const auto [crow, col] = csr();
+  const auto [crow, col] = csr(active());
   return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
 }
 
 NamedTensors CompressedWeight::archive() const {
-  const auto [crow, col] = csr();
-  NamedTensors tensors = {
-      {name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".phi", values()}};
-  if (!is_virgin() && !backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
+  const auto [crow, col] = csr(stored_positions());
+  NamedTensors tensors = {{name() + ".crow_indices", crow},
+                          {name() + ".col_indices", col},
+                          {name() + ".phi", is_virgin() ? values() : row_major(phi_)}};
+  if (is_virgin()) return tensors;
+  if (!backward_.all()) tensors.emplace_back(name() + ".trainable", trainable());
+  if (!forward_.all()) tensors.emplace_back(name() + ".forward", active());
+  if (laid_down_.defined()) tensors.emplace_back(name() + ".laid_down", laid_down_);
   return tensors;
 }
 
@@ -608,9 +698,29 @@ void CompressedWeight::restore(const NamedTensors& tensors) {
   const torch::NoGradGuard no_grad;
   const at::Tensor* phi = find(tensors, name() + ".phi");
   const at::Tensor* trainable = find(tensors, name() + ".trainable");
+  const at::Tensor* forward = find(tensors, name() + ".forward");
+  const at::Tensor* laid_down = find(tensors, name() + ".laid_down");
   ESPALIER_CHECK(phi != nullptr, ErrorKind::data, "{}.phi: missing from the saved state", name());
+  if (laid_down_.defined()) {
+    ESPALIER_CHECK(
+        laid_down != nullptr && laid_down->sizes() == laid_down_.sizes() &&
+            laid_down->scalar_type() == laid_down_.scalar_type(),
+        ErrorKind::data,
+        "{}.laid_down: missing from the saved state, or of another size or type than the model's; is it that "
+        "of a run with another method?",
+        name());
+  }
   set_entries(saved_entries(tensors, *phi), *phi);
   if (trainable != nullptr) set_trainable(*trainable);
+  if (laid_down_.defined()) laid_down_.copy_(*laid_down);
+  if (forward == nullptr) return;
+  forward_ = mask_of({*forward, numel(), name(), "restore"});
+  push();
+  if (laid_down_.defined()) return;
+  // Nobody here will look for phi outside M_f again.
+  const at::Tensor computes = active(), w = values(), learns = this->trainable();
+  set_entries(list_of({computes, numel(), name(), "restore"}), w);
+  set_trainable(learns);
 }
 
 bool CompressedWeight::load_state(const NamedTensors& tensors) {

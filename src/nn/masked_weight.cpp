@@ -121,6 +121,7 @@ class MaskedWeight : public SparseWeight {
     };
     const BitMask now = as_mask(forward), learns = as_mask(backward);
     if (phi_.is_same(w_)) phi_ = w_.detach().clone().set_requires_grad(true);  // w no longer holds all of phi
+    hides_ = true;
     std::vector<std::int64_t> left, entered;
     for (const auto i : backward_.positions())
       if (!learns.test(i)) left.push_back(i);
@@ -233,7 +234,7 @@ class MaskedWeight : public SparseWeight {
   }
 
   at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const override {
-    const at::Tensor gradient = dense_gradient();
+    const at::Tensor& gradient = left_gradient();
     const Positions excepted(except, numel(), name(), "leave out");
     RunningTop top(k);
     std::int64_t next = 0;
@@ -243,16 +244,19 @@ class MaskedWeight : public SparseWeight {
     return to_tensor(enough(top.positions(), k, name()));
   }
 
-  at::Tensor dense_gradient() const override {
-    ESPALIER_CHECK(gradient_.defined(), ErrorKind::usage, "{}: no backward pass has left a gradient", name());
-    return gradient_;
+  void add_dense_gradient(at::Tensor& sum) const override {
+    const torch::NoGradGuard no_grad;
+    sum.add_(left_gradient());
   }
 
   void add_gradient(const at::Tensor& positions, const at::Tensor& values) override {
-    at::Tensor& gradient = w_.mutable_grad();
-    if (!gradient.defined()) gradient = torch::zeros_like(w_.detach());
-    if (!gradient.is_contiguous()) gradient = gradient.contiguous();
-    gradient.view({-1}).index_add_(0, positions, values.to(gradient.scalar_type()));
+    at::Tensor& sum = gradient();
+    sum.view({-1}).index_add_(0, positions, values.to(sum.scalar_type()));
+  }
+
+  void add_penalty(double inside, double outside) override {
+    const torch::NoGradGuard no_grad;
+    ops::add_penalty(phi_.detach(), forward_, reparametrisation_.alpha(), inside, outside, gradient());
   }
 
   NamedTensors state() const override {
@@ -292,6 +296,14 @@ class MaskedWeight : public SparseWeight {
       phi_.copy_(reparametrisation_.inverse(w));
       backward_ = forward_;
     }
+    if (!hides_ && !soft_threshold_ && !forward_.all()) {  // nobody here will look for phi outside M_f again
+      const at::Tensor active = to_tensor(forward_.positions());
+      at::Tensor kept = torch::zeros_like(phi_.detach());
+      kept.view({-1}).index_copy_(0, active, phi_.detach().view({-1}).index_select(0, active));
+      phi_.copy_(kept);
+      for (const auto i : backward_.positions())
+        if (!forward_.test(i)) backward_.set(i, false);
+    }
     freeze();
     push();
   }
@@ -300,6 +312,19 @@ class MaskedWeight : public SparseWeight {
   at::Tensor at_active(const at::Tensor& dense) const {
     const at::Tensor flat = dense.detach().view({-1});
     return forward_.all() ? flat.clone() : flat.index_select(0, active());
+  }
+
+  /// Of w, contiguous; zeros where there is none yet.
+  at::Tensor& gradient() {
+    at::Tensor& gradient = w_.mutable_grad();
+    if (!gradient.defined()) gradient = torch::zeros_like(w_.detach());
+    if (!gradient.is_contiguous()) gradient = gradient.contiguous();
+    return gradient;
+  }
+
+  const at::Tensor& left_gradient() const {
+    ESPALIER_CHECK(gradient_.defined(), ErrorKind::usage, "{}: no backward pass has left a gradient", name());
+    return gradient_;
   }
 
   /// Whether the optimiser updates phi, a tensor of its own.
@@ -388,7 +413,8 @@ class MaskedWeight : public SparseWeight {
     return nullptr;
   }
 
-  at::Tensor w_;    // the model's parameter
+  at::Tensor w_;        // the model's parameter
+  bool hides_ = false;  // set_masks has been called: phi lives on outside M_f
   at::Tensor phi_;  // the same tensor where psi is the identity, unless set_masks or set_soft_threshold has parted them
   at::Tensor power_;   // |phi|^(alpha-1) left by the last push, where a power is costly
   at::Tensor frozen_;  // phi where M_b is 0; undefined = zeros

@@ -9,16 +9,6 @@ SparseWeight::SparseWeight(std::string name, std::vector<std::int64_t> shape, st
   for (const auto d : shape_) numel_ *= d;
 }
 
-void SparseWeight::set_masks(const at::Tensor&, const at::Tensor&) {
-  fail(ErrorKind::usage, "{}: {} storage has no values outside its mask; set model.storage = \"masked\"", name_,
-       storage());
-}
-
-at::Tensor SparseWeight::all_values() const {
-  fail(ErrorKind::usage, "{}: {} storage has no values outside its mask; set model.storage = \"masked\"", name_,
-       storage());
-}
-
 void SparseWeight::set_soft_threshold(double) {
   fail(ErrorKind::usage, "{}: {} storage has no values under a threshold; set model.storage = \"masked\"", name_,
        storage());

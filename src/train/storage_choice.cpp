@@ -213,7 +213,8 @@ std::vector<Candidate> candidates_of(const RunConfig& config, const nn::InputSha
 
 std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::InputShape& input, std::int64_t classes) {
   const auto method = config.method.make();
-  if (!method->sparse_from_start() || !method->takes_compressed() || config.sparsity.sparsity == 0) return {};
+  const double sparsity = method->stored_sparsity(config.sparsity.sparsity);
+  if (sparsity <= 0 || !method->takes_compressed()) return {};
   auto candidates = candidates_of(config, input, classes);
   if (candidates.empty()) return {};
   std::vector<std::vector<std::int64_t>> shapes;
@@ -223,8 +224,7 @@ std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::Input
     sizes.push_back(c.choice.weights);
   }
   const bool global = config.sparsity.distribution == "global";
-  const auto budgets =
-      allocate(shapes, sizes, config.sparsity.sparsity, global ? "uniform" : config.sparsity.distribution);
+  const auto budgets = allocate(shapes, sizes, sparsity, global ? "uniform" : config.sparsity.distribution);
   Json cache = load_cache();
   bool measured = false;
   for (std::size_t i = 0; i < candidates.size(); ++i) {

@@ -26,9 +26,9 @@ struct Two {
   SparseMomentum snfs;
   MethodContext context;
   std::optional<test::Change> a_changes, b_changes;
-  Two() {
-    a = weight_of(false, torch::tensor({0.5f, -0.1f, 0.3f, 0.0f, 0.0f, 0.0f}).view({2, 3}), {}, 0, &models[0]);
-    b = weight_of(false, torch::tensor({0.0f, 0.2f, 0.0f, -0.4f}).view({2, 2}), {}, 1, &models[1]);
+  explicit Two(bool compressed = false) {
+    a = weight_of(compressed, torch::tensor({0.5f, -0.1f, 0.3f, 0.0f, 0.0f, 0.0f}).view({2, 3}), {}, 0, &models[0]);
+    b = weight_of(compressed, torch::tensor({0.0f, 0.2f, 0.0f, -0.4f}).view({2, 2}), {}, 1, &models[1]);
     a_changes.emplace(*a);
     b_changes.emplace(*b);
     context = {{a.get(), b.get()}, {1, 1000, 2}, 1, {0.5, "uniform", {}}};
@@ -39,8 +39,12 @@ struct Two {
   }
 };
 
-TEST(SparseMomentum, MovesWeightsToTheLayerAndPlacesOfTheLargestMomentum) {
-  Two two;
+class SparseMomentumIn : public ::testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(Storages, SparseMomentumIn, ::testing::Bool(),
+                         [](const auto& p) { return p.param ? "compressed" : "masked"; });
+
+TEST_P(SparseMomentumIn, MovesWeightsToTheLayerAndPlacesOfTheLargestMomentum) {
+  Two two(GetParam());
   two.gradients({1, 1, 1, 2, 0, -9}, {0, .1f, 5, .1f});
   two.snfs.after_step(two.context);  // step 1 of epochs of 2: only gathers M = g
   EXPECT_FALSE(two.a_changes->take().has_value());
@@ -61,8 +65,8 @@ TEST(SparseMomentum, MovesWeightsToTheLayerAndPlacesOfTheLargestMomentum) {
   EXPECT_EQ(two.a->nnz() + two.b->nnz(), 5);
 }
 
-TEST(SparseMomentum, TheMomentumIsSaved) {
-  Two two, other;
+TEST_P(SparseMomentumIn, TheMomentumIsSaved) {
+  Two two(GetParam()), other(GetParam());
   two.gradients({1, 1, 1, 2, 0, -9}, {0, .1f, 5, .1f});
   two.snfs.after_step(two.context);
   other.snfs.restore(two.snfs.archive());

@@ -142,14 +142,17 @@ TEST_P(ChangeAlpha, FrozenEntriesAreFrozenAtTheirNewPhi) {
 
 // Entries whose weight has lost its digits, or is masked, come from phi itself: 0.5 with alpha 2 is 0.5^(1/2) with 4
 // (methods.md 13.1).
-TEST(ChangeAlphaOfMasked, MapsPhiOutsideTheForwardMask) {
-  const auto weight = make_masked_weight("w", torch::tensor({{0.25f, 0.04f}}), Powerprop(2), 0);
-  weight->set_masks(torch::tensor({1}), torch::tensor({0, 1}));
-  EXPECT_EQ(weight->weights().numel(), 1);
-  const at::Tensor factor = weight->change_alpha(4);
-  EXPECT_FLOAT_EQ(weight->all_values()[0][0].item<float>(), 0.70710678f);
-  EXPECT_FLOAT_EQ(weight->all_values()[0][1].item<float>(), std::sqrt(0.2f));
-  EXPECT_FLOAT_EQ(factor[0][0].item<float>(), 2 * 0.70710678f);  // (4 / 2) phi'^(4/2 - 1)
+TEST(ChangeAlphaOfMasks, MapsPhiOutsideThem) {
+  for (const bool compressed : {false, true}) {
+    const auto weight = weight_of(compressed, torch::tensor({{0.25f, 0.04f, 0.0081f}}), Powerprop(2));
+    weight->set_masks(torch::tensor({1}), torch::tensor({0, 1}));
+    EXPECT_EQ(weight->weights().numel(), 1);
+    const at::Tensor factor = weight->change_alpha(4).view({-1});
+    EXPECT_FLOAT_EQ(weight->all_values()[0][0].item<float>(), 0.70710678f);
+    EXPECT_FLOAT_EQ(weight->all_values()[0][1].item<float>(), std::sqrt(0.2f));
+    EXPECT_FLOAT_EQ(weight->all_values()[0][2].item<float>(), 0.3f);  // neither computes nor learns
+    EXPECT_FLOAT_EQ(factor[0].item<float>(), 2 * 0.70710678f);        // (4 / 2) phi'^(4/2 - 1)
+  }
 }
 
 TEST(ChangeAlphaOfMasked, AWeightThatUnderflowsKeepsItsPhi) {

@@ -50,7 +50,7 @@ struct Twins {
     w.mutable_grad() = g.clone();
     const at::Tensor& values = compressed->stored_values();
     // canonical order, through the row-major one
-    const at::Tensor here = g.view({-1}).index_select(0, compressed->active());
+    const at::Tensor here = g.view({-1}).index_select(0, stored());
     at::Tensor canonical = torch::empty_like(values).detach();
     canonical.index_copy_(0, canonical_places(), here);
     const_cast<at::Tensor&>(values).mutable_grad() = canonical;
@@ -67,12 +67,15 @@ struct Twins {
     both([](SparseWeight& s) { s.settle(); });
   }
 
-  at::Tensor canonical_places() {
+  /// Positions of all entries, and where they stand.
+  std::pair<at::Tensor, at::Tensor> entries() {
     std::vector<std::int64_t> at;
     std::vector<std::uint32_t> place;
     kernels::row_major(*compressed->matrix(), at, place, 1);
-    return torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
+    return {positions(at), positions({place.begin(), place.end()})};
   }
+  at::Tensor stored() { return entries().first; }
+  at::Tensor canonical_places() { return entries().second; }
 
   /// Bit for bit; but for Update::target, whose kernel may fuse a multiplication and a subtraction where it has no mask
   /// and cannot where it has one: one rounding of half an ulp in phi's step, 18 times, through slopes below 10.
@@ -87,8 +90,9 @@ struct Twins {
     EXPECT_TRUE(same(masked->values(), compressed->values())) << where;
     EXPECT_TRUE(same(masked->weights(), compressed->weights())) << where;
     EXPECT_TRUE(torch::equal(masked->trainable(), compressed->trainable())) << where;
+    EXPECT_TRUE(same(masked->all_values(), compressed->all_values())) << where;
     if (!masked_momentum.defined()) return;
-    const at::Tensor of_masked = masked_momentum.view({-1}).index_select(0, masked->active());
+    const at::Tensor of_masked = masked_momentum.view({-1}).index_select(0, stored());
     EXPECT_TRUE(same(of_masked, compressed_momentum.index_select(0, canonical_places()))) << where;
   }
 
@@ -135,6 +139,71 @@ TEST(CompressedWeight, IsTheMaskedWeightThroughEveryOperation) {
         t.expect_equal(where + " shrink");
       }
     }
+  }
+}
+
+// Masks apart from each other: every position has a value, the layer computes with M_f, M_b learns.
+TEST(CompressedWeight, IsTheMaskedWeightUnderMasksOfTheirOwn) {
+  for (const auto& psi : {Reparametrisation(), Reparametrisation(Powerprop(1.7)), Reparametrisation(Powerprop(3))}) {
+    const std::int64_t n = 23 * 37;
+    Twins t(23, 37, psi);
+    for (std::uint64_t round = 0; round < 8; ++round) {
+      const std::string where = "alpha " + std::to_string(psi.alpha()) + " round " + std::to_string(round);
+      const at::Tensor all = torch::arange(n, torch::kInt64);
+      at::Tensor forward = some(all, round == 6 ? 0 : 150, 900 + round), backward = some(all, 250, 950 + round);
+      if (round == 3) backward = some(forward, 60, 5);  // M_f has more
+      if (round == 4) backward = forward;               // as when exploration ends
+      if (round == 5) {                                 // M_b has more
+        at::Tensor more = torch::zeros({n}, torch::kBool).index_fill_(0, forward, true);
+        backward = more.index_fill_(0, torch::arange(100, 140, torch::kInt64), true).nonzero().view({-1});
+      }
+      t.both([&](SparseWeight& s) { s.set_masks(forward, backward); });
+      t.expect_equal(where + " masks");
+      EXPECT_TRUE(torch::equal(t.compressed->trainable(), backward)) << where;
+      EXPECT_TRUE(torch::equal(t.compressed->to_dense(), t.w.detach())) << where;
+      for (std::uint64_t s = 0; s < 3; ++s) t.step(10 * round + s);
+      t.expect_equal(where + " steps");
+      EXPECT_TRUE(torch::equal(t.compressed->to_dense(), t.w.detach())) << where;
+      if (round == 2) {
+        t.both([](SparseWeight& s) { s.shrink(0.5); });
+        t.expect_equal(where + " shrink");
+      }
+    }
+    EXPECT_THROW(t.compressed->rewire({t.compressed->active(), {}, {}, {}}), Error);
+  }
+}
+
+// A weight whose masks are apart goes on where it was; one that knows of no masks apart takes what computes alone.
+TEST(CompressedWeight, MasksOfTheirOwnComeBackInEitherStorage) {
+  for (const auto& psi : {Reparametrisation(), Reparametrisation(Powerprop(1.7))}) {
+    Twins t(7, 9, psi), same(7, 9, psi), other(7, 9, psi);
+    const at::Tensor forward = positions({1, 8, 20, 33, 60}), backward = positions({1, 2, 20, 40, 61, 62}),
+                     both = positions({1, 20});
+    t.both([&](SparseWeight& s) { s.set_masks(forward, backward); });
+    t.step(1);
+    for (const bool compressed : {false, true}) {
+      const auto of = [&](Twins& twins) -> SparseWeight& {
+        return compressed ? static_cast<SparseWeight&>(*twins.compressed) : *twins.masked;
+      };
+      const SparseWeight& was = of(t);
+      of(same).set_masks(positions({0}), positions({0, 3}));
+      of(same).restore(was.archive());
+      EXPECT_TRUE(torch::equal(of(same).all_values(), was.all_values())) << compressed;
+      EXPECT_TRUE(torch::equal(of(same).active(), forward)) << compressed;
+      EXPECT_TRUE(torch::equal(of(same).trainable(), backward)) << compressed;
+      EXPECT_TRUE(torch::equal(of(same).weights(), was.weights())) << compressed;
+      of(other).restore(was.archive());
+      EXPECT_TRUE(torch::equal(of(other).active(), forward)) << compressed;
+      EXPECT_TRUE(torch::equal(of(other).trainable(), both)) << compressed;
+      EXPECT_TRUE(torch::equal(of(other).weights(), was.weights())) << compressed;
+      EXPECT_EQ(of(other).all_values().count_nonzero().item<std::int64_t>(), 5) << compressed;
+    }
+    EXPECT_TRUE(torch::equal(other.w.detach(), t.w.detach()));  // what a layer would compute with
+    EXPECT_TRUE(torch::equal(other.compressed->to_dense(), t.w.detach()));
+    // A file of weights holds what computes.
+    CompressedWeight loaded("fc.weight", {7, 9}, torch::kDouble);
+    ASSERT_TRUE(loaded.load_state(t.compressed->state()));
+    EXPECT_TRUE(torch::equal(loaded.to_dense(), t.w.detach()));
   }
 }
 

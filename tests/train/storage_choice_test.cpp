@@ -126,6 +126,18 @@ TEST_F(StorageChoice, LeavesOutWhatIsOrStartsDense) {
   EXPECT_EQ(choices[1].layer, "fc2");
 }
 
+// Its explorers are stored, too: 10 % of the positions on top of the 10 % that compute.
+TEST_F(StorageChoice, CountsWhatAMethodStoresBesides) {
+  const auto choices = choose_storage(config("top-kast"), {1, 28, 28}, 10);
+  ASSERT_EQ(choices.size(), 3u);
+  EXPECT_EQ(choices[0].nnz, 47040);
+  const auto none = parse_config(
+      "[data]\nname = \"glyphs\"\n[model]\nname = \"lenet-300-100\"\n[method]\nname = \"top-kast\"\nexploration = 0.9\n"
+      "[sparsity]\nsparsity = 0.9\n",
+      "test");
+  EXPECT_TRUE(choose_storage(none, {1, 28, 28}, 10).empty());
+}
+
 TEST_F(StorageChoice, DoesNotBuildADenseWeightThatWouldFillTheMemory) {
   RunConfig wide = config("static-random");
   wide.model.name = "mlp";

@@ -44,6 +44,9 @@ class Method {
   /// Whether `prepare` leaves the weights as sparse as they will be: then compressed storage pays from the first step.
   virtual bool sparse_from_start() const { return false; }
 
+  /// The sparsity of what compressed storage holds from step 0 on; 0: everything at first.
+  virtual double stored_sparsity(double sparsity) const { return sparse_from_start() ? sparsity : 0; }
+
   /// Before step 0: the initial masks. context.probe is there to look at the network and the data.
   virtual void prepare(const MethodContext&) {}
 
@@ -51,11 +54,11 @@ class Method {
   /// `prepare` has cut in two is refused.
   virtual bool is_static() const { return false; }
 
-  /// Whether the method works on compressed weights; one that keeps something for every position does not.
+  /// Whether the method works on compressed weights; one that moves something at every position in each step does not.
   virtual bool takes_compressed() const { return true; }
 
   /// Whether the step that `clock` counts as its last needs the gradient of w at every position; asked before its
-  /// forward pass. Then `SparseWeight::top_gradients` and, on masked storage, `dense_gradient` answer in after_step.
+  /// forward pass. Then `SparseWeight::top_gradients` and `add_dense_gradient` answer in after_step.
   virtual bool wants_dense_gradient(const Clock&) const { return false; }
 
   /// Whether that step changes the topology in place of the optimiser's update (RigL).

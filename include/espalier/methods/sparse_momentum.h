@@ -15,12 +15,11 @@ namespace espalier {
 std::vector<std::int64_t> momentum_quotas(std::int64_t total, const std::vector<double>& shares,
                                           const std::vector<std::int64_t>& free);
 
-/// Keeps the momentum of the gradient of w at every position, so it works on masked storage only.
+/// Keeps the momentum of the gradient of w at every position, in either storage.
 class SparseMomentum : public DropAndGrow {
  public:
   SparseMomentum() : DropAndGrow("snfs", Duration::epochs(1), Duration::percent(100)) {}
   void describe(Describe& d) override;
-  bool takes_compressed() const override { return false; }
   bool wants_dense_gradient(const Clock& clock) const override { return clock.step < end_step(clock); }
   void after_step(const MethodContext& context) override;
   NamedTensors archive() const override;

@@ -11,8 +11,8 @@ namespace espalier {
 class TopKast : public Method {
  public:
   void describe(Describe& d) override;
+  double stored_sparsity(double sparsity) const override { return sparsity - exploration_; }  ///< B
   void check(const MethodContext& context) const override;
-  bool takes_compressed() const override { return false; }
   void prepare(const MethodContext& context) override { choose(context); }
   void before_update(const MethodContext& context) override;
   void after_step(const MethodContext& context) override;

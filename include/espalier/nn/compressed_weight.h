@@ -34,6 +34,8 @@ class GradientSource {
 ///
 /// With the identity phi *is* values. Otherwise phi [nnz] is a second tensor. `values()` of the interface and its
 /// positions are in row-major order, as everywhere.
+///
+/// After `set_masks` the entries are M_f and M_b together, w is 0 outside M_f, and phi elsewhere is laid down, dense.
 class CompressedWeight : public SparseWeight {
  public:
   /// What stands at these positions (int64, ascending) at step 0: as large as `positions`, float32 or float64.
@@ -74,9 +76,12 @@ class CompressedWeight : public SparseWeight {
   at::Tensor values() const override;
   std::optional<InitialDraw> initial_draw() const override;
   void keep(const at::Tensor& positions) override;
+  /// Throws Error(usage) after `set_masks`.
   void rewire(const Rewiring& change) override;
   void set_trainable(const at::Tensor& positions) override;
   at::Tensor trainable() const override;
+  void set_masks(const at::Tensor& forward, const at::Tensor& backward) override;
+  at::Tensor all_values() const override;
 
   at::Tensor parameter() override;
   void pull(double decay) override;
@@ -89,8 +94,9 @@ class CompressedWeight : public SparseWeight {
 
   void want_dense_gradient(bool wanted) override;
   at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const override;
-  at::Tensor dense_gradient() const override;
+  void add_dense_gradient(at::Tensor& sum) const override;
   void add_gradient(const at::Tensor& positions, const at::Tensor& values) override;
+  void add_penalty(double inside, double outside) override;
 
   NamedTensors state() const override;
   NamedTensors archive() const override;
@@ -98,6 +104,8 @@ class CompressedWeight : public SparseWeight {
 
  private:
   bool is_virgin() const { return matrix_ == nullptr; }
+  std::int64_t stored() const { return matrix_->nnz(); }  ///< entries, of M_f or not
+  at::Tensor stored_positions() const;
   at::Tensor draw(const at::Tensor& positions) const;
   /// The compressed form of these entries, and the canonical place of each.
   std::shared_ptr<kernels::Compressed> compress(const kernels::RowMajorList& entries,
@@ -111,17 +119,28 @@ class CompressedWeight : public SparseWeight {
   /// The entries after a rewiring, and for each the canonical place it had, or TopologyChange::kNewborn.
   kernels::RowMajorList rewired(const Positions& drop, const Positions& grow, std::vector<std::uint32_t>& from) const;
   kernels::RowMajorList saved_entries(const NamedTensors& tensors, const at::Tensor& values) const;
+  at::Tensor& gradient();  ///< of values_, contiguous; zeros where there is none yet
   void materialise();
   void push();
   void refresh();
   void thaw();
   void freeze();
-  bool reparametrised() const { return !reparametrisation_.is_identity(); }
+  /// Whether phi is a tensor of its own.
+  bool parted() const { return !phi_.is_same(values_); }
+  /// Whether the optimiser updates that one.
+  bool in_phi() const {
+    return parted() && (reparametrisation_.is_identity() || reparametrisation_.update() == Update::gradient);
+  }
   at::Tensor row_major(const at::Tensor& canonical) const;
+  /// Row-major numbers of the entries whose canonical place the mask has.
+  at::Tensor ranks(const BitMask& mask) const;
+  /// The canonical places of these positions, all stored, as a mask.
+  BitMask mask_of(const Positions& positions) const;
   template <class F>
   void each_entry(const F& f) const;   // f(position, canonical place), ascending
   std::int64_t rows_of_grain() const;  // that a thread takes at least
-  ops::Csr csr() const;
+  ops::Csr csr(const at::Tensor& positions) const;
+  void lay_down();  ///< what is stored, among all values
 
   std::int64_t rows_, columns_;
   std::optional<kernels::ConvShape> conv_;
@@ -133,8 +152,9 @@ class CompressedWeight : public SparseWeight {
   at::Tensor forward_values_;
   at::Tensor power_;                   // |phi|^(alpha-1) left by the last push, where a power is costly
   at::Tensor frozen_;                  // phi where M_b is 0
-  BitMask every_;                      // [nnz] all ones: M_f
-  BitMask backward_;                   // [nnz] M_b
+  BitMask forward_;                    // [stored] M_f: all of them, unless set_masks has said otherwise
+  BitMask backward_;                   // [stored] M_b
+  at::Tensor laid_down_;               // [numel] phi, out of date where stored; undefined until set_masks
   std::int64_t forward_version_ = -1;  // of values_ when forward_values_ were written
   bool wants_gradient_ = false;
   std::vector<std::shared_ptr<const GradientSource>> gradient_sources_;

@@ -72,10 +72,12 @@ class SparseWeight {
   virtual void set_trainable(const at::Tensor& positions) = 0;
   virtual at::Tensor trainable() const = 0;  ///< positions in M_b
   /// M_f and M_b, each any set of positions: phi stays as it is, everywhere, and w is zero outside M_f. A change of M_b
-  /// is what `take_change` reports then. Masked storage only: these two throw Error(usage) elsewhere, where there is no
-  /// phi outside the masks.
-  virtual void set_masks(const at::Tensor& forward, const at::Tensor& backward);
-  virtual at::Tensor all_values() const;  ///< phi at every position, in the weight's shape
+  /// is what the follower is told. Compressed storage then stores M_f and M_b and lays phi down elsewhere, dense: 4
+  /// bytes a position that no step touches; from then on its masks change by `set_masks` alone. Throws Error(usage) for
+  /// Update::target.
+  virtual void set_masks(const at::Tensor& forward, const at::Tensor& backward) = 0;
+  /// phi at every position, in the weight's shape; zero where compressed storage has none.
+  virtual at::Tensor all_values() const = 0;
 
   /// From now on w = sign(psi(phi)) max(0, |psi(phi)| - threshold), and M_f the positions where that is not zero, as of
   /// this call; the gradient of w reaches phi in M_f alone, while every phi stays with the optimiser (decay, momentum).
@@ -142,10 +144,14 @@ class SparseWeight {
   /// Compressed storage forms the gradient a few rows at a time and holds 2 k candidates. Throws Error(usage) if there
   /// are fewer, or the backward pass has left nothing.
   virtual at::Tensor top_gradients(std::int64_t k, const at::Tensor& except) const = 0;
-  /// dL/dw at every position, in the weight's shape. Compressed storage throws Error(usage): it holds nothing as large.
-  virtual at::Tensor dense_gradient() const = 0;
+  /// sum <- sum + dL/dw at every position; `sum` is contiguous and of the weight's shape and type. Throws Error(usage)
+  /// if the backward pass has left nothing.
+  virtual void add_dense_gradient(at::Tensor& sum) const = 0;
   /// Adds `values` to dL/dw at `positions` before it is pulled. Positions that are not stored are passed over.
   virtual void add_gradient(const at::Tensor& positions, const at::Tensor& values) = 0;
+  /// Adds inside/2 |psi(phi)|^2 on M_f and outside/2 |psi(phi)|^2 on M_b without M_f to the loss, by its gradient with
+  /// respect to psi(phi), before that is pulled.
+  virtual void add_penalty(double inside, double outside) = 0;
 
   // --- saving
   // -----------------------------------------------------------------------------------------------------------
