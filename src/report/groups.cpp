@@ -24,27 +24,23 @@ std::string without_seed(const std::string& run) {
   return digits < end ? name.replace(digits, end - digits, "*") : name;
 }
 
+void remove_signs(std::string& name) {
+  while (!name.empty() && std::ispunct(static_cast<unsigned char>(name.back())) != 0) name.pop_back();
+}
+
 /// What the names of the runs of a group have in common: "rigl" of "rigl-1" and "rigl-2", "a" of "a-seed1" and
 /// "a-seed2", or of "a,seed=1" and "a,seed=2".
 std::string common_name(const std::vector<Run>& runs, const RunGroup& group) {
-  std::string name = runs[group.runs.front()].name;
-  if (group.runs.size() == 1) return name;
-  for (const std::size_t r : group.runs) {
-    std::size_t same = 0;
-    while (same < name.size() && same < runs[r].name.size() && name[same] == runs[r].name[same]) ++same;
-    name.resize(same);
-  }
-  while (!name.empty() && static_cast<unsigned char>(name.back()) >= 0x80) name.pop_back();  // half a character
-  const auto without_signs = [&name] {
-    while (!name.empty() && std::ispunct(static_cast<unsigned char>(name.back())) != 0) name.pop_back();
-  };
-  without_signs();
+  if (group.runs.size() == 1) return runs[group.runs.front()].name;
+  std::vector<std::string> names;
+  for (const std::size_t r : group.runs) names.push_back(runs[r].name);
+  std::string name = common_beginning(names);
   for (const char* ending : {"seed", "s"}) {
     const std::size_t at = name.size() - std::min(name.size(), std::string(ending).size());
     const bool is_word = at == 0 || std::ispunct(static_cast<unsigned char>(name[at - 1])) != 0;
     if (name.substr(at) == ending && is_word) name.resize(at);
   }
-  without_signs();
+  remove_signs(name);
   return name.empty() ? runs[group.runs.front()].name : name;
 }
 
@@ -78,6 +74,18 @@ void make_unique(std::vector<RunGroup>& groups) {
 }
 
 }  // namespace
+
+std::string common_beginning(const std::vector<std::string>& names) {
+  std::string common = names.front();
+  for (const std::string& name : names) {
+    std::size_t same = 0;
+    while (same < common.size() && same < name.size() && common[same] == name[same]) ++same;
+    common.resize(same);
+  }
+  while (!common.empty() && static_cast<unsigned char>(common.back()) >= 0x80) common.pop_back();  // half a character
+  remove_signs(common);
+  return common;
+}
 
 std::vector<RunGroup> group_runs(const std::vector<Run>& runs, bool each) {
   std::vector<RunGroup> groups;
@@ -143,7 +151,8 @@ std::vector<RunGroup> group_runs(const std::vector<Run>& runs, bool each) {
       return labels.size() == groups.size();
     };
     const auto short_enough = [&] {
-      return std::all_of(groups.begin(), groups.end(), [](const RunGroup& g) { return g.label.size() <= 60; });
+      return std::all_of(groups.begin(), groups.end(),
+                         [](const RunGroup& g) { return g.label.size() <= kLongestLabel; });
     };
     if ((!name_by(everywhere_differing) && !name_by(differing)) || !short_enough()) {
       for (RunGroup& g : groups) g.label = common_name(runs, g);

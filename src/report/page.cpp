@@ -49,12 +49,14 @@ std::string html(const Table& table, const std::string& caption, const char* sty
   return out + "</tbody></table></div>\n";
 }
 
+constexpr std::size_t kColours = 16;  // --c0 to --c15 of page.css
+
 std::string legend(const Figure& figure) {
   std::string out;
   // One colour needs no name, unless it is that of a kind.
   if (figure.series.size() > 1) {
     for (std::size_t s = 0; s < figure.series.size(); ++s) {
-      out += fmt::format("<li><span class=\"key\" style=\"color: var(--c{})\"></span>{}</li>\n", s % 8,
+      out += fmt::format("<li><span class=\"key\" style=\"color: var(--c{})\"></span>{}</li>\n", s % kColours,
                          escape(figure.series[s]));
     }
   }

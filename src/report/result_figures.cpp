@@ -102,6 +102,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
   const bool sparsity = key == "sparsity.sparsity";
   std::map<std::string, std::vector<std::array<double, 4>>> curves;  // label of the rest: x, mean, low, high
   std::vector<std::string> labels;
+  std::map<std::string, std::vector<std::string>> groups_of;  // label of the rest: those of the groups
   std::set<double> different;
   for (const RunGroup& g : material.groups) {
     const auto at = g.settings.find(key);
@@ -119,6 +120,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
     }
     if (label.empty()) label = "all runs";
     if (curves.count(label) == 0) labels.push_back(label);
+    groups_of[label].push_back(g.label);
     curves[label].push_back({sparsity ? 1 - value : value, mean.mean, mean.low, mean.high});
     different.insert(value);
   }
@@ -131,6 +133,16 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
   figure.title = sparsity ? "Accuracy against the share of weights kept" : "Accuracy against " + key;
   figure.caption = "Test accuracy after the last step; with several seeds, means and 95 % confidence intervals.";
   figure.series = labels;
+  // Where too much differs to be said, curves are called as their groups are.
+  if (std::any_of(labels.begin(), labels.end(), [](const std::string& l) { return l.size() > kLongestLabel; })) {
+    std::set<std::string> names;
+    for (std::string& label : figure.series) {
+      const std::vector<std::string>& groups = groups_of.at(label);
+      label = groups.size() == 1 ? groups.front() : common_beginning(groups);
+      names.insert(label);
+    }
+    if (names.size() < labels.size() || names.count("") != 0) figure.series = labels;
+  }
   Panel panel;
   panel.fields = {"run", "x", "y", "low", "high"};
   bool band = false, positive = true;
@@ -153,7 +165,7 @@ std::optional<Figure> against(const Material& material, const std::string& key) 
   lines.band = band;
   lines.points = true;
   lines.log_x = positive && largest / least >= 8;
-  panel.spec = lines_spec(lines, labels, 260);
+  panel.spec = lines_spec(lines, figure.series, 260);
   figure.panels.push_back(std::move(panel));
   figure.table = table_of(figure, {{"x", lines.x_title}, {"y", "test accuracy"}});
   return figure;

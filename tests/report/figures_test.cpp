@@ -95,6 +95,20 @@ TEST_F(Figures, WhatWasVariedBecomesAnAxis) {
   EXPECT_EQ(f->panels[0].rows[3], Json({1, 0.5, 0.7, nullptr, nullptr}));
 }
 
+// Curves that differ in more than a legend can say are called as their runs are.
+TEST_F(Figures, CurvesWithTooMuchToSayAreCalledAsTheirRuns) {
+  for (const std::string kind : {"thin", "wide"}) {
+    const std::string model =
+        "[model]\nlayers = [\"" + std::string(kLongestLabel, 'x') + " " + kind + "\"]\n[sparsity]\nsparsity = ";
+    write_run(kind + "-a", 1, 0.9, model + "0.5\n");
+    write_run(kind + "-b", 1, 0.8, model + "0.9\n");
+  }
+  const auto figures = figures_of({"thin-a", "thin-b", "wide-a", "wide-b"});
+  const Figure* f = find(figures, "accuracy-against-density");
+  ASSERT_NE(f, nullptr);
+  EXPECT_EQ(f->series, (std::vector<std::string>{"thin", "wide"}));
+}
+
 TEST_F(Figures, PrunedCurvesOfSeedsAreJoinedByTheShareAskedFor) {
   for (const char* name : {"a", "b"}) {
     write_run(name, name[0], 0.9);

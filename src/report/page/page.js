@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const colours = Array.from({ length: 8 }, (_, i) => `var(--c${i})`);
+  const colours = Array.from({ length: 16 }, (_, i) => `var(--c${i})`);
   const config = {
     background: null,
     font: 'system-ui, "DejaVu Sans", sans-serif',
