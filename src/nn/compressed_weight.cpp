@@ -647,7 +647,7 @@ void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tenso
 void CompressedWeight::add_penalty(double inside, double outside) {
   const torch::NoGradGuard no_grad;
   materialise();
-  ops::add_penalty(phi_.detach(), forward_, reparametrisation_.alpha(), inside, outside, gradient());
+  gradient().add_(reparametrisation_.psi(phi_.detach()), outside).add_(values_.detach(), inside - outside);
 }
 
 at::Tensor& CompressedWeight::gradient() {

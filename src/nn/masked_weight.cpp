@@ -256,7 +256,7 @@ class MaskedWeight : public SparseWeight {
 
   void add_penalty(double inside, double outside) override {
     const torch::NoGradGuard no_grad;
-    ops::add_penalty(phi_.detach(), forward_, reparametrisation_.alpha(), inside, outside, gradient());
+    gradient().add_(reparametrisation_.psi(phi_.detach()), outside).add_(w_.detach(), inside - outside);
   }
 
   NamedTensors state() const override {

@@ -78,23 +78,6 @@ void power_target(at::Tensor& phi, const BitMask& forward, const BitMask& backwa
   });
 }
 
-void add_penalty(const at::Tensor& phi, const BitMask& mask, double alpha, double inside, double outside,
-                 at::Tensor& gradient) {
-  check(phi, phi, mask, "phi");
-  check(gradient, phi, mask, "gradient");
-  at::Tensor theta = phi, none;
-  if (alpha != 1) {
-    theta = torch::empty_like(phi, torch::TensorOptions().requires_grad(false));
-    power_push(phi, BitMask(phi.numel(), true), alpha, theta, none);
-  }
-  split(phi, [&](const auto&, auto zero, std::int64_t begin, std::int64_t end) {
-    using T = decltype(zero);
-    const T* const value = theta.data_ptr<T>();
-    T* const g = gradient.data_ptr<T>();
-    for (std::int64_t i = begin; i < end; ++i) g[i] += static_cast<T>(mask.test(i) ? inside : outside) * value[i];
-  });
-}
-
 void keep(at::Tensor& x, const BitMask& mask, const at::Tensor& otherwise) {
   check(x, x, mask, "x");
   if (otherwise.defined()) check(otherwise, x, mask, "otherwise");

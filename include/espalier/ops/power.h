@@ -21,11 +21,6 @@ void power_pull(const at::Tensor& phi, const at::Tensor& power, const BitMask& b
 /// |phi|^(alpha-1); then w = psi(phi) . forward.
 void power_target(at::Tensor& phi, const BitMask& forward, const BitMask& backward, double alpha, at::Tensor& w);
 
-/// gradient += inside psi(phi) where the mask is set, outside psi(phi) elsewhere: the slope of half the square of
-/// psi(phi) times these factors.
-void add_penalty(const at::Tensor& phi, const BitMask& mask, double alpha, double inside, double outside,
-                 at::Tensor& gradient);
-
 /// x stays where the mask is set; elsewhere it becomes `otherwise`, or 0 where that is undefined.
 void keep(at::Tensor& x, const BitMask& mask, const at::Tensor& otherwise);
 
