@@ -42,7 +42,9 @@ std::string said(double value, double like, Unit unit) {
   switch (unit) {
     case Unit::share: return fmt::format("{:.2f} %", 100 * value);
     case Unit::count: return fmt::format("{:.0f}", value);
-    case Unit::number: return fmt::format("{:.4g}", value);
+    case Unit::number:
+      return std::abs(like) >= 1000 && std::abs(like) < 1e9 ? fmt::format("{:.0f}", value)
+                                                            : fmt::format("{:.4g}", value);
     case Unit::bytes: return with_prefix(value, like, "B", 1024, {"", "Ki", "Mi", "Gi", "Ti"});
     case Unit::seconds: return duration(value, like);
     case Unit::per_second: return with_prefix(value, like, "/s", 1000, {"", "k", "M", "G", "T"});

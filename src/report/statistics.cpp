@@ -43,14 +43,17 @@ double student_t(double confidence, std::size_t degrees) {
 
 Interval mean_interval(const std::vector<double>& values, double confidence) {
   Interval out;
-  double sum = 0, squares = 0;
+  double sum = 0, squares = 0, least = std::numeric_limits<double>::infinity(), largest = -least;
   for (const double v : values) {
     if (!std::isfinite(v)) continue;
     ++out.count;
     sum += v;
+    least = std::min(least, v);
+    largest = std::max(largest, v);
   }
   const auto n = static_cast<double>(out.count);
-  out.mean = out.count == 0 ? kNan : sum / n;
+  // Equal values have no deviation, which a rounded mean would give them.
+  out.mean = out.count == 0 ? kNan : least == largest ? least : sum / n;
   for (const double v : values) {
     if (std::isfinite(v)) squares += (v - out.mean) * (v - out.mean);
   }

@@ -37,6 +37,9 @@ TEST(Statistics, MeanAndItsInterval) {
 TEST(Statistics, OneSeedHasNoSpread) {
   EXPECT_TRUE(std::isnan(mean_interval({4}).low));
   EXPECT_DOUBLE_EQ(mean_interval({4}).mean, 4);
+  const double epochs = 50000.0 / 917;  // three of them, summed and divided by 3, are another number
+  EXPECT_EQ(mean_interval({epochs, epochs, epochs}).mean, epochs);
+  EXPECT_EQ(mean_interval({epochs, epochs, epochs}).deviation, 0);
   EXPECT_TRUE(std::isnan(mean_interval({}).mean));
   EXPECT_TRUE(std::isnan(mean_interval({kNan}).mean));
 }
