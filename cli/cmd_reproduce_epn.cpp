@@ -16,16 +16,17 @@ using train::RunConfig;
 
 constexpr const char* kReportPreset = "epn-permuted-mnist-3";
 
-/// A preset says how the alpha that it has is trained. With alpha = 2 that is a learning rate which is far too large
-/// for alpha = 1: arms without Powerpropagation have Adam's usual one and no decay (docs/methods/efficient-packnet.md).
-bool has_powerprop(const std::string& preset) {
+/// Where a preset decays phi, rate and decay are those of its alpha, and far too large for alpha = 1: arms without
+/// Powerpropagation have what is best for them (docs/methods/efficient-packnet.md).
+bool is_for_powerprop(const std::string& preset) {
   train::ConfigSources alone;
   alone.preset = preset;
-  return train::load_config(alone).reparam.alpha > 1;
+  const RunConfig config = train::load_config(alone);
+  return config.reparam.alpha > 1 && config.optim.decay_on == "phi";
 }
 const std::vector<std::string> kWithoutPowerprop = {
-    "optim.name=adam",  "optim.lr=0.001",    "optim.momentum=0",    "optim.weight_decay=0",
-    "optim.decay_on=w", "train.clip_norm=0", "schedule.warmup=0it", "continual.retrain_lr=0.001"};
+    "optim.name=sgd",   "optim.lr=0.1",      "optim.momentum=0.9",   "optim.weight_decay=0",
+    "optim.decay_on=w", "train.clip_norm=5", "schedule.warmup=50it", "continual.retrain_lr=0.1"};
 
 struct EpnArm {
   std::string name, description;
@@ -72,7 +73,7 @@ RunConfig config_of(const ArmsArguments& a, const Context& context, const EpnArm
   if (!a.config.given()) all.preset = kReportPreset;
   std::vector<std::string> set = arm.set;
   const bool plain = std::find(set.begin(), set.end(), "reparam.alpha=1") != set.end();
-  if (plain && all.preset && has_powerprop(*all.preset)) {
+  if (plain && all.preset && is_for_powerprop(*all.preset)) {
     set.insert(set.end(), kWithoutPowerprop.begin(), kWithoutPowerprop.end());
   }
   train::ContinualOptions defaults;  // what a file says for one method is no mistake in the arms of others
@@ -156,7 +157,7 @@ void add_reproduce_epn_command(CLI::App& reproduce, Context& context) {
                      "separate, joint; otherwise the two of the report for its preset, else all but ewc and joint");
   command->footer(
       "A run that is there and finished is not repeated; one that was stopped goes on.\n"
-      "A preset's optimiser is that of the alpha which it has: arms without Powerpropagation have Adam at 0.001.\n"
+      "A preset that decays phi has the optimiser of its alpha: arms without Powerpropagation have SGD at 0.1.\n"
       "Examples:\n"
       "  espalier reproduce epn --data-root DIR      # three tasks, keep rate 0.2, alpha 1 and 1.5\n"
       "  espalier reproduce epn --preset epn-permuted-mnist-10 --seeds 3 --dir runs/epn-10");

@@ -229,14 +229,19 @@ TEST_F(Continual, ReproduceTrainsTheArmsWithoutPowerpropagationOfATunedPresetAsS
     ASSERT_EQ(r.status, 0) << r.err;
     for (const char* arm : {"epn-1", "packnet"}) {
       const std::string config = read(dir + "/" + arm + "-1/config.toml");
-      EXPECT_NE(config.find("name = \"adam\""), std::string::npos) << config;
-      EXPECT_NE(config.find("\nlr = 0.001\n"), std::string::npos) << config;
+      EXPECT_NE(config.find("\nlr = 0.1\n"), std::string::npos) << config;
       EXPECT_NE(config.find("\nweight_decay = 0.0\n"), std::string::npos) << config;
     }
     const std::string tuned = read(dir + "/epn-2-1/config.toml");
-    EXPECT_EQ(tuned.find("name = \"adam\"\n"), std::string::npos);
-    EXPECT_EQ(tuned.find("\nlr = 0.001\n"), std::string::npos);
+    EXPECT_NE(tuned.find("\nlr = 0.5\n"), std::string::npos) << tuned;
+    EXPECT_EQ(tuned.find("\nweight_decay = 0.0\n"), std::string::npos) << tuned;
   }
+  // That of the report has one optimiser for every alpha, and keeps it.
+  const Result r = run(
+      "reproduce epn --dir report --seeds 1 --arm epn-1 --set data.name=glyphs --set data.train_size=60 --set "
+      "data.test_size=20 --set data.validation=20 --set continual.tasks=1 --set train.epochs=0 --set train.steps=2");
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(read("report/epn-1-1/config.toml").find("name = \"adam\""), std::string::npos);
 }
 
 }  // namespace
