@@ -657,18 +657,21 @@ at::Tensor& CompressedWeight::gradient() {
   return gradient;
 }
 
-ops::Csr CompressedWeight::csr(const at::Tensor& positions) const {
+ops::Csr CompressedWeight::csr(bool of_forward) const {
   const torch::NoGradGuard no_grad;
-  return ops::csr_of(list_of({positions, numel(), name(), "save"}));
+  if (is_virgin() || (of_forward && !forward_.all())) return ops::csr_of(list_of({active(), numel(), name(), "save"}));
+  kernels::RowMajorList list;
+  kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
+  return ops::csr_of(list);
 }
 
 NamedTensors CompressedWeight::state() const {
-  const auto [crow, col] = csr(active());
+  const auto [crow, col] = csr(/*of_forward=*/true);
   return {{name() + ".crow_indices", crow}, {name() + ".col_indices", col}, {name() + ".values", weights()}};
 }
 
 NamedTensors CompressedWeight::archive() const {
-  const auto [crow, col] = csr(stored_positions());
+  const auto [crow, col] = csr(/*of_forward=*/false);
   NamedTensors tensors = {{name() + ".crow_indices", crow},
                           {name() + ".col_indices", col},
                           {name() + ".phi", is_virgin() ? values() : row_major(phi_)}};

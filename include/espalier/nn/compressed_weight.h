@@ -137,10 +137,10 @@ class CompressedWeight : public SparseWeight {
   /// The canonical places of these positions, all stored, as a mask.
   BitMask mask_of(const Positions& positions) const;
   template <class F>
-  void each_entry(const F& f) const;   // f(position, canonical place), ascending
-  std::int64_t rows_of_grain() const;  // that a thread takes at least
-  ops::Csr csr(const at::Tensor& positions) const;
-  void lay_down();  ///< what is stored, among all values
+  void each_entry(const F& f) const;    // f(position, canonical place), ascending
+  std::int64_t rows_of_grain() const;   // that a thread takes at least
+  ops::Csr csr(bool of_forward) const;  ///< of the entries in M_f, or of all
+  void lay_down();                      ///< what is stored, among all values
 
   std::int64_t rows_, columns_;
   std::optional<kernels::ConvShape> conv_;
