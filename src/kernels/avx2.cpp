@@ -20,6 +20,10 @@ constexpr int kVectorBytes = 32;
 inline Vec<float> square_root(Vec<float> x) { return (Vec<float>)_mm256_sqrt_ps((__m256)x); }
 inline Vec<double> square_root(Vec<double> x) { return (Vec<double>)_mm256_sqrt_pd((__m256d)x); }
 
+#define ESPALIER_HAS_FOUR 1
+inline Vec<float> four(const float* p) { return (Vec<float>)_mm256_broadcast_ps((const __m128*)p); }
+inline Vec<double> four(const double* p) { return load(p); }
+
 #include "kernels/table-inl.h"
 
 bool runs_here() {

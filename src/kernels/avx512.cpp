@@ -30,6 +30,10 @@ inline Vec<float> times_power_of_two(Vec<float> x, Vec<float> n) {
 /// gcc 12 makes of its own conversion two of half a vector each.
 inline Vec<double> widened(__m256 half) { return (Vec<double>)_mm512_maskz_cvtps_pd(0xff, half); }
 
+#define ESPALIER_HAS_FOUR 1
+inline Vec<float> four(const float* p) { return (Vec<float>)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(p)); }
+inline Vec<double> four(const double* p) { return (Vec<double>)_mm512_maskz_broadcast_f64x4(0xff, _mm256_loadu_pd(p)); }
+
 #include "kernels/table-inl.h"
 
 bool runs_here() {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "espalier/kernels/dispatch.h"
+
 namespace espalier::kernels {
 namespace {
 
@@ -86,13 +88,14 @@ void join(CompressedSide& side, std::vector<Part>& parts, std::uint32_t nnz) {
     lines += part.outer_index.size();
   }
   side.runs.reserve(runs);
-  side.outer_index.reserve(lines);
+  side.outer_index.reserve(lines + kAhead);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     side.segments[i].run = static_cast<std::uint32_t>(side.runs.size());
     side.segments[i].line = static_cast<std::uint32_t>(side.outer_index.size());
     side.runs.insert(side.runs.end(), parts[i].runs.begin(), parts[i].runs.end());
     side.outer_index.insert(side.outer_index.end(), parts[i].outer_index.begin(), parts[i].outer_index.end());
   }
+  side.outer_index.resize(lines + kAhead);
   side.segments.back() = {static_cast<std::uint32_t>(runs), static_cast<std::uint32_t>(lines), nnz};
   set_work(side);
 }
@@ -258,17 +261,17 @@ struct Blocking {
 /// Forward, blocks whose tiles fill two thirds of L1 pay while a line has some ten entries in a block; with fewer,
 /// loading its sums again costs more than tiles from L2. Lines stand by their length: loop ends are predicted.
 ///
-/// Backward, an entry has twice the arithmetic for each vector it loads: tiles asked for early come from L2 in time,
-/// and blocks of L1, which load x and dx again, only cost. What matters is that the tiles of a block, two at a time,
-/// stay in L2 (2,048 rows at most) and that a line has some 80 entries in a block. Natural order: each tile of x and dx
-/// is touched once a block, and taken out of order that is 10 to 20 % slower.
+/// Backward, a line has some 32 entries in a block (80 where tiles are taken one by one): with fewer rows x and dx are
+/// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in L2. Natural order: each
+/// tile of x and dx is touched once a block, and taken out of order that is 10 to 20 % slower.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
   constexpr std::int64_t kWhole = 65536, kFitsL2 = 2048;
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
   Blocking blocking{kWhole, kWhole, false};
   if (density >= 0.04) blocking.forward = density >= 0.08 ? 128 : 256;
+  const auto [entries, fewest] = active().backward_tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
   if (density * kFitsL2 >= 12)
-    blocking.backward = std::clamp(static_cast<std::int64_t>(80 / density), kFitsL2 / 2, kFitsL2);
+    blocking.backward = std::clamp<std::int64_t>(static_cast<std::int64_t>(entries / density), fewest, kFitsL2);
   return blocking;
 }
 

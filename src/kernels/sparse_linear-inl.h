@@ -10,15 +10,17 @@ constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
 constexpr int kBackwardVectors = 4;
 /// Tiles that the backward product takes at once: inputs and sums of both in registers.
 constexpr int kBackwardTiles = kVectorBytes == 64 ? 2 : 1;
-/// Bytes of a block's tiles from which on they are asked for early: smaller ones are in L1 anyhow.
-constexpr std::int64_t kAskEarly = 40 << 10;
+/// Bytes of a block's tiles from which on they are asked for early, where dx is wanted and where it is not. With longer
+/// vectors smaller ones come in time, and asking takes the place of a load.
+constexpr std::int64_t kAskEarly = kVectorBytes == 64 ? 1 << 20 : 40 << 10;
+constexpr std::int64_t kAskEarlyForValues = kVectorBytes == 64 ? 2 << 20 : kAskEarly;
 /// Sums in registers at once: with fewer vectors a pass (small batches), several lines of a run go together, so that
 /// multiply-adds do not wait for one another.
 constexpr int kForwardSums = kForwardVectors;
 /// Two sums for each output where there are registers for them, from this number of entries of a line on: with fewer,
 /// the sums of the next lines overlap.
 constexpr int kForwardWays = kVectorBytes == 64 ? 2 : 1;
-constexpr std::uint32_t kLongLine = 16;
+constexpr std::uint32_t kLongLine = 8;
 
 /// f(integral_constant<vectors>, first lane) for the strips of at most `most` vectors that cover `lanes` samples.
 template <class T, int lanes, int most, int first = 0, class F>
@@ -42,37 +44,54 @@ inline void with_lanes(int lanes, const F& f) {
 /// `rows` rows of one run at once, every second entry into sums of its own where ways = 2: as many sums in registers as
 /// hide the latency of a multiply-add.
 template <class T, std::int64_t lanes, int vectors, int rows, int ways>
-inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, const T* value, std::uint32_t entries,
-                         const T* x, const T* bias, T* y, bool first_block) {
+[[gnu::always_inline]] inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, const T* value,
+                                                std::uint32_t entries, const T* x, const T* bias, T* y,
+                                                bool first_block) {
   Vec<T> sum[ways][rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
     const T start = first_block && bias != nullptr ? bias[row[r]] : T(0);
+    if (!first_block) {  // the next line's sums are asked for: lines stand by their length, so y is read out of order
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors * kVectorBytes; v += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(y + row[rows + r] * lanes) + v, 1);
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       sum[0][r][v] = first_block ? broadcast(start) : load(y + row[r] * lanes + v * kLanes<T>);
       if constexpr (ways == 2) sum[1][r][v] = Vec<T>{};
     }
   }
-  const auto add = [&](std::uint32_t k, int way) __attribute__((always_inline)) {
+  const auto add = [&](int r, std::int64_t c, Vec<T> w, int way) __attribute__((always_inline)) {
+    const T* const in = in_register(x + c * lanes);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) sum[way][r][v] += w * load(in + v * kLanes<T>);
+  };
+  constexpr int odd = ways - 1;
+  std::uint32_t k = 0;
+#ifdef ESPALIER_HAS_FOUR
+  for (; k + 4 <= entries; k += 4) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const T* const in = x + column[r * entries + k] * lanes;
-      const Vec<T> w = broadcast(value[r * entries + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[way][r][v] += w * load(in + v * kLanes<T>);
+      const Vec<T> w = four(value + r * entries + k);
+      std::uint64_t c = 0;
+      __builtin_memcpy(&c, column + r * entries + k, sizeof c);
+      add(r, c & 0xffff, one_of_four<T, 0>(w, EveryLane<T>{}), 0);
+      add(r, c >> 16 & 0xffff, one_of_four<T, 1>(w, EveryLane<T>{}), odd);
+      add(r, c >> 32 & 0xffff, one_of_four<T, 2>(w, EveryLane<T>{}), 0);
+      add(r, c >> 48, one_of_four<T, 3>(w, EveryLane<T>{}), odd);
     }
-  };
-  std::uint32_t k = 0;
-  if constexpr (ways == 2) {
-    for (; k + 2 <= entries; k += 2) {
-      add(k, 0);
-      add(k + 1, 1);
-    }
-    if (k < entries) add(k, 0);
-  } else {
-    for (; k < entries; ++k) add(k, 0);
   }
+#endif
+  const auto add_one = [&](std::uint32_t e, int way) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) add(r, column[r * entries + e], broadcast(value[r * entries + e]), way);
+  };
+  for (; k + 2 <= entries; k += 2) {
+    add_one(k, 0);
+    add_one(k + 1, odd);
+  }
+  if (k < entries) add_one(k, 0);
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
@@ -84,8 +103,8 @@ inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, 
 }
 
 template <class T, std::int64_t lanes, int vectors>
-inline void forward_strip(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y,
-                          std::int64_t chunk_begin, std::int64_t chunk_end) {
+[[gnu::noinline]] void forward_strip(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y,
+                                     std::int64_t chunk_begin, std::int64_t chunk_end) {
   constexpr int together = std::max(1, kForwardSums / vectors);
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const xb = x + block * side.block * lanes;
@@ -132,6 +151,12 @@ void sparse_forward(const CompressedSide& side, const T* values, const T* bias, 
   });
 }
 
+/// Where there are two tiles, the address of each in a register of its own.
+template <int tiles, class T>
+inline const T* of_tile(const T* p) {
+  return tiles > 1 ? in_register(p) : p;
+}
+
 /// Vector v of tile t is in register [t * vectors + v]. A function of its own: inlined beside others of its kind, it
 /// gets too few registers where there are 16 (13 % on AVX2).
 template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradient, bool ask_early>
@@ -164,27 +189,35 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
             Vec<T>* dot = dots.next();
             dots.added(static_cast<int>(end - k));
             const auto entry = [&](std::uint32_t e) __attribute__((always_inline)) {
-              const T* const g = dyb + row[e] * lanes;
-              if constexpr (ask_early) {  // past the end of a block for what nobody will read
-                const T* const ahead = dyb + row[e + kAhead] * lanes;
+              const T* const g = of_tile<tiles>(dyb + row[e] * lanes);
+              const T* const g2 = of_tile<tiles>(g + dy_tile);  // of the second tile, where there are two
+              if constexpr (ask_early) {                        // past the end of a block for what nobody will read
+                const T* const ahead = of_tile<tiles>(dyb + row[e + kAhead] * lanes);
+                const T* const ahead2 = of_tile<tiles>(ahead + dy_tile);
 #pragma GCC unroll 2
                 for (int t = 0; t < tiles; ++t) {
 #pragma GCC unroll 8
                   for (int v = 0; v < vectors * kVectorBytes; v += 64) {
-                    __builtin_prefetch(reinterpret_cast<const char*>(ahead + t * dy_tile) + v);
+                    __builtin_prefetch(reinterpret_cast<const char*>(t == 0 ? ahead : ahead2) + v);
                   }
                 }
               }
               [[maybe_unused]] Vec<T> w;
               if constexpr (input_gradient) w = broadcast(values[e]);
-              Vec<T> product{};
+              // Two chains: eight multiply-adds that wait for one another fill the queue.
+              constexpr int half = registers > 4 ? registers / 2 : registers;
+              Vec<T> product{}, second{};
 #pragma GCC unroll 8
               for (int p = 0; p < registers; ++p) {
-                const Vec<T> gradient = in_register<T>(load(g + p / vectors * dy_tile + p % vectors * kLanes<T>));
-                if constexpr (input_gradient) sum[p] += w * gradient;
-                product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
+                Vec<T> gradient = load((p < vectors ? g : g2) + p % vectors * kLanes<T>);
+                if constexpr (input_gradient) {
+                  gradient = in_register<T>(gradient);
+                  sum[p] += w * gradient;
+                }
+                Vec<T>& chain = p < half ? product : second;
+                chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
               }
-              *dot++ = product;
+              *dot++ = half < registers ? product + second : product;
             };
             if constexpr (registers <= 2) {  // so little for each entry that counting them shows
               for (; k + 2 <= end; k += 2) {
@@ -221,7 +254,8 @@ void sparse_backward(const CompressedSide& side, const T* values, const T* x, co
         dx != nullptr ? run(std::true_type{}, ask_early) : run(std::false_type{}, ask_early);
       };
       const std::int64_t bytes = side.block * n * together * static_cast<std::int64_t>(sizeof(T));
-      bytes >= kAskEarly ? with_dx(std::true_type{}) : with_dx(std::false_type{});
+      bytes >= (dx != nullptr ? kAskEarly : kAskEarlyForValues) ? with_dx(std::true_type{})
+                                                                : with_dx(std::false_type{});
     });
   };
   std::int64_t tile = 0;

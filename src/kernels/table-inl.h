@@ -28,5 +28,6 @@ constexpr Table make_table(const char* isa, bool (*runs_here)()) {
           update_kernels<double>(),
           cross_entropy_kernels<float>(),
           cross_entropy_kernels<double>(),
+          kBackwardTiles,
           &multiply_adds<float>};
 }

@@ -61,6 +61,14 @@ inline Vec<T> in_register(Vec<T> v) {
   return v;
 }
 
+/// p as one register from here on. Without it gcc puts the sum that p is into each address; an operation of two
+/// registers and an address of two more is split into two.
+template <class T>
+inline const T* in_register(const T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 /// x in every lane. (0 + x would not do: it turns -0 into 0, so the compiler must really add.)
 template <class T>
 inline Vec<T> broadcast(T x) {
@@ -110,4 +118,11 @@ inline void transpose(Vec<T>* v) {
     }
     transpose<T, 2 * d>(v);
   }
+}
+
+/// Value i of `four(p)`, which is p[0 .. 3] again and again, in every lane: where loads are the limit, one load and
+/// four shuffles take less than four loads.
+template <class T, std::size_t i, std::size_t... j>
+inline Vec<T> one_of_four(Vec<T> fours, std::index_sequence<j...>) {
+  return __builtin_shufflevector(fours, fours, (j / 4 * 4 + i)...);
 }

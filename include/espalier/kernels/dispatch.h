@@ -32,6 +32,8 @@ struct Table {
   UpdateKernels<double> update_f64;
   CrossEntropyKernels<float> cross_entropy_f32;
   CrossEntropyKernels<double> cross_entropy_f64;
+  /// Batch tiles that the backward product of a matrix takes at once: 1 or 2.
+  int backward_tiles;
   /// Fused multiply-adds from registers alone, in float32: returns how many it did. For measuring this machine's peak.
   std::int64_t (*multiply_adds)(std::int64_t rounds);
 
