@@ -2,7 +2,7 @@
 // pending_dots-inl.h. What was measured stands in docs/kernels.md.
 
 /// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
-constexpr int kForwardPixels = kVectorBytes == 64 ? 16 : 12;
+constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 12;
 constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 5;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
@@ -67,17 +67,31 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
   for (int p = 0; p < pixels; ++p) {
     __builtin_prefetch(y + *ahead * y_plane + p / width * y_row + p % width * kImageLanes, 1);
   }
-  for (std::uint32_t k = 0; k < entries; ++k) {
-#pragma GCC unroll 8
-    for (int l = 0; l < lines; ++l) {
-      const T* const in = x + static_cast<std::int64_t>(offset[l * entries + k]) * unit;
-      const Vec<T> w = broadcast(value[l * entries + k]);
+  const auto add = [&](int l, std::int64_t at, Vec<T> w) __attribute__((always_inline)) {
+    const T* const in = in_register(x + at * unit);
 #pragma GCC unroll 16
-      for (int p = 0; p < pixels; ++p) {
-        const std::int64_t across = step > 0 ? p % width * step * kImageLanes : p % width * x_step;
-        sum[l][p] += w * load(in + p / width * x_row + across);
-      }
+    for (int p = 0; p < pixels; ++p) {
+      const std::int64_t across = step > 0 ? p % width * step * kImageLanes : p % width * x_step;
+      sum[l][p] += w * load(in + p / width * x_row + across);
     }
+  };
+  std::uint32_t k = 0;
+#ifdef ESPALIER_HAS_FOUR
+  if constexpr (lines == 1) {
+    for (; k + 4 <= entries; k += 4) {
+      const Vec<T> w = four(value + k);
+      std::int64_t at[2];
+      __builtin_memcpy(at, offset + k, sizeof at);
+      add(0, static_cast<std::int32_t>(at[0]), one_of_four<T, 0>(w, EveryLane<T>{}));
+      add(0, at[0] >> 32, one_of_four<T, 1>(w, EveryLane<T>{}));
+      add(0, static_cast<std::int32_t>(at[1]), one_of_four<T, 2>(w, EveryLane<T>{}));
+      add(0, at[1] >> 32, one_of_four<T, 3>(w, EveryLane<T>{}));
+    }
+  }
+#endif
+  for (; k < entries; ++k) {
+#pragma GCC unroll 8
+    for (int l = 0; l < lines; ++l) add(l, offset[l * entries + k], broadcast(value[l * entries + k]));
   }
 #pragma GCC unroll 8
   for (int l = 0; l < lines; ++l) {
@@ -200,17 +214,20 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
         Vec<T>* dot = dots.next();
         dots.added(static_cast<int>(end - k));
         for (; k < end; ++k) {
-          const T* const g = dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes;
+          const T* const g = in_register(dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes);
           [[maybe_unused]] Vec<T> w;
           if constexpr (input_gradient) w = broadcast(values[k]);
-          Vec<T> product{};
+          // Two chains, as in matrices.
+          constexpr int half = pixels > 4 ? (pixels + 1) / 2 : pixels;
+          Vec<T> product{}, second{};
 #pragma GCC unroll 16
           for (int p = 0; p < pixels; ++p) {
             const Vec<T> gradient = in_register<T>(load(g + p / width * dy_row + p % width * kImageLanes));
             if constexpr (input_gradient) sum[p] += w * gradient;
-            product = p == 0 ? xs[p] * gradient : product + xs[p] * gradient;
+            Vec<T>& chain = p < half ? product : second;
+            chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
           }
-          *dot++ = product;
+          *dot++ = half < pixels ? product + second : product;
         }
         dots.flush_full();
       }
