@@ -268,7 +268,8 @@ Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t n
   constexpr std::int64_t kWhole = 65536, kFitsL2 = 2048;
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
   Blocking blocking{kWhole, kWhole, false};
-  if (density >= 0.04) blocking.forward = density >= 0.08 ? 128 : 256;
+  if (density >= 0.0125)
+    blocking.forward = density >= 0.08 ? 128 : density >= 0.04 ? 256 : density >= 0.0175 ? 512 : 1024;
   const auto [entries, fewest] = active().backward_tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
   if (density * kFitsL2 >= 12)
     blocking.backward = std::clamp<std::int64_t>(static_cast<std::int64_t>(entries / density), fewest, kFitsL2);
