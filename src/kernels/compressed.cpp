@@ -40,11 +40,11 @@ struct Part {
 
   /// Adds lines in this order; entries[i] becomes where the entries of line i begin, from `entry` on. Returns the end.
   std::uint32_t add(const std::vector<std::uint16_t>& order, std::uint32_t* entries, std::uint32_t entry,
-                    bool first_block) {
+                    bool every_line) {
     const std::size_t first_run = runs.size();
     for (const std::uint16_t line : order) {
       std::uint32_t& n = entries[line];
-      if (n == 0 && !first_block) continue;  // only the first block has lines without entries
+      if (n == 0 && !every_line) continue;
       if (runs.size() == first_run || runs.back().entries != n) runs.push_back({n, 0});
       ++runs.back().lines;
       outer_index.push_back(line);
@@ -226,7 +226,7 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
       for (std::int64_t b = 0; b < blocks; ++b) {
         const auto at = static_cast<std::size_t>(b * chunks + c);
         std::uint32_t* const lines = next.data() + b * rows + c * side.chunk;
-        entries[at] = parts[at].add(line_order.of(lines, n, true), lines, 0, b == 0);
+        entries[at] = parts[at].add(line_order.of(lines, n, true), lines, 0, b == 0 || b + 1 == blocks);
       }
     }
   }

@@ -46,7 +46,7 @@ inline void with_lanes(int lanes, const F& f) {
 template <class T, std::int64_t lanes, int vectors, int rows, int ways>
 [[gnu::always_inline]] inline void forward_rows(const std::uint16_t* row, const std::uint16_t* column, const T* value,
                                                 std::uint32_t entries, const T* x, const T* bias, T* y,
-                                                bool first_block) {
+                                                bool first_block, bool relu) {
   Vec<T> sum[ways][rows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
@@ -97,6 +97,7 @@ template <class T, std::int64_t lanes, int vectors, int rows, int ways>
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       if constexpr (ways == 2) sum[0][r][v] += sum[1][r][v];
+      if (relu) sum[0][r][v] = sum[0][r][v] < T(0) ? Vec<T>{} : sum[0][r][v];  // NaN stays NaN
       store(y + row[r] * lanes + v * kLanes<T>, sum[0][r][v]);
     }
   }
@@ -104,10 +105,11 @@ template <class T, std::int64_t lanes, int vectors, int rows, int ways>
 
 template <class T, std::int64_t lanes, int vectors>
 [[gnu::noinline]] void forward_strip(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y,
-                                     std::int64_t chunk_begin, std::int64_t chunk_end) {
+                                     bool relu, std::int64_t chunk_begin, std::int64_t chunk_end) {
   constexpr int together = std::max(1, kForwardSums / vectors);
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const xb = x + block * side.block * lanes;
+    const bool ends_in_relu = relu && block + 1 == side.blocks();
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
       const std::uint16_t* row = side.outer_index.data() + segment->line;
@@ -121,14 +123,14 @@ template <class T, std::int64_t lanes, int vectors>
           std::uint32_t i = 0;
           for (; i + together <= run.lines; i += together) {
             forward_rows<T, lanes, vectors, together, ways>(row, column, value, run.entries, xb, b, y + first * lanes,
-                                                            block == 0);
+                                                            block == 0, ends_in_relu);
             row += together;
             column += together * run.entries;
             value += together * run.entries;
           }
           for (; i < run.lines; ++i) {
             forward_rows<T, lanes, vectors, 1, ways>(row, column, value, run.entries, xb, b, y + first * lanes,
-                                                     block == 0);
+                                                     block == 0, ends_in_relu);
             ++row;
             column += run.entries;
             value += run.entries;
@@ -142,11 +144,11 @@ template <class T, std::int64_t lanes, int vectors>
 }
 
 template <class T>
-void sparse_forward(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, int lanes,
+void sparse_forward(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, bool relu, int lanes,
                     std::int64_t chunk_begin, std::int64_t chunk_end) {
   with_lanes(lanes, [&](auto n) {
     each_strip<T, n, kForwardVectors>([&](auto vectors, int first) {
-      forward_strip<T, n, vectors>(side, values, bias, x + first, y + first, chunk_begin, chunk_end);
+      forward_strip<T, n, vectors>(side, values, bias, x + first, y + first, relu, chunk_begin, chunk_end);
     });
   });
 }
@@ -280,6 +282,19 @@ void row_sums(const T* dy, T* dbias, bool accumulate, int lanes, std::int64_t ro
 }
 
 template <class T>
+void relu_gradient(const T* y, const T* dy, T* dz, T* dbias, bool accumulate, int lanes, std::int64_t row_begin,
+                   std::int64_t row_end) {
+  constexpr std::int64_t kRows = 64;  // that stay in L1 until their sums are formed
+  for (std::int64_t r = row_begin; r < row_end; r += kRows) {
+    const std::int64_t end = std::min(row_end, r + kRows);
+    for (std::int64_t i = r * lanes; i < end * lanes; i += kLanes<T>) {
+      store(dz + i, load(y + i) > T(0) ? load(dy + i) : Vec<T>{});
+    }
+    if (dbias != nullptr) row_sums(dz, dbias, accumulate, lanes, r, end);
+  }
+}
+
+template <class T>
 void to_tile(const T* rows, std::int64_t stride, int samples, T* tile, int lanes, std::int64_t begin,
              std::int64_t end) {
   for (std::int64_t f = begin; f < end; f += kLanes<T>) {
@@ -322,5 +337,5 @@ void from_tile(const T* tile, int lanes, T* rows, std::int64_t stride, int sampl
 
 template <class T>
 constexpr SparseLinearKernels<T> sparse_linear_kernels() {
-  return {&sparse_forward<T>, &sparse_backward<T>, &row_sums<T>, &to_tile<T>, &from_tile<T>};
+  return {&sparse_forward<T>, &sparse_backward<T>, &row_sums<T>, &relu_gradient<T>, &to_tile<T>, &from_tile<T>};
 }

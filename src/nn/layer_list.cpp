@@ -297,7 +297,7 @@ class LayerList : public Network {
     Activation x = images;
     for (std::size_t i = 0; i < steps_.size(); ++i) {
       const Step& step = steps_[i];
-      if (step.with_relu && !trace.observed() && (x.is_images() || x.is_tiled())) {
+      if (step.with_relu && !trace.observed()) {
         x = step.with_relu(x);
         ++i;  // the ReLU is done
       } else {
@@ -313,7 +313,7 @@ class LayerList : public Network {
   struct Step {
     std::string name;  // "" = not observed
     LayerFunction apply;
-    LayerFunction with_relu;  // this step and the ReLU after it in one pass over batch tiles, where there is one
+    LayerFunction with_relu;  // this step and the ReLU after it in one pass, where there is one
   };
 
   void append(const Element& e) {
@@ -419,6 +419,7 @@ class LayerList : public Network {
     const WeightLayer layer = weight_layer(options, compressed_(step.name));
     register_module(step.name, layer.module);
     step.apply = layer.apply;
+    step.with_relu = layer.with_relu;
   }
   template <class Holder>
   void batch_norm_module(Holder holder) {

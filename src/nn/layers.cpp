@@ -57,13 +57,15 @@ WeightLayer made(const Options& options, bool compressed) {
   WeightLayer layer;
   if (compressed) {
     const auto sparse = std::make_shared<Sparse>(options);
-    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }, {}};
+    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }, {}, {}};
     if constexpr (std::is_same_v<Sparse, SparseConv2dImpl>) {
       layer.fork = [impl = sparse.get()](const Activation& x) { return impl->fork(x); };
+    } else {
+      layer.with_relu = [impl = sparse.get()](const Activation& x) { return impl->forward(x, /*relu=*/true); };
     }
   } else {
     const auto dense = std::make_shared<Dense>(options);
-    layer = {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }, {}};
+    layer = {dense, [impl = dense.get()](const Activation& x) { return Activation(impl->forward(x.plain())); }, {}, {}};
   }
   if (!layer.fork) layer.fork = [apply = layer.apply](const Activation& x) { return std::pair{apply(x), x}; };
   return layer;

@@ -21,6 +21,8 @@ struct WeightLayer {
   std::function<Activation(const Activation&)> apply;
   /// The same, and x for its other use, as SparseConv2d::fork.
   std::function<std::pair<Activation, Activation>(const Activation&)> fork;
+  /// The same and a ReLU in one pass, where there is one.
+  std::function<Activation(const Activation&)> with_relu;
 
   Activation operator()(const Activation& x) const { return apply(x); }
   explicit operator bool() const { return module != nullptr; }

@@ -40,7 +40,7 @@ std::shared_ptr<SparseLinearImpl> SparseLinearImpl::from_dense(const torch::nn::
   return layer;
 }
 
-Activation SparseLinearImpl::forward(const Activation& x) {
+Activation SparseLinearImpl::forward(const Activation& x, bool relu) {
   const Activation in = x.tiled();
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight()->matrix();
@@ -55,7 +55,7 @@ Activation SparseLinearImpl::forward(const Activation& x) {
     };
   }
   at::Tensor y = ops::sparse_linear(in.data(), layout, matrix, weight()->stored_values(), weight()->forward_values(),
-                                    bias, std::move(observer));
+                                    bias, relu, std::move(observer));
   return {std::move(y), ops::TileLayout{layout.samples, out_features()}};
 }
 

@@ -40,7 +40,7 @@ std::int64_t chunk_at(const CompressedSide& side, double share) {
 
 /// y on all tiles: tiles and chunks laid end to end and cut into equal shares of work.
 template <class T>
-void forward(const Compressed& m, const TileLayout& in, const T* values, const T* bias, const T* x, T* y) {
+void forward(const Compressed& m, const TileLayout& in, const T* values, const T* bias, const T* x, T* y, bool relu) {
   const auto& k = kernels::active().sparse_linear<T>();
   const CompressedSide& side = m.forward;
   const std::int64_t tiles = in.tiles(), chunks = side.chunks();
@@ -54,7 +54,7 @@ void forward(const Compressed& m, const TileLayout& in, const T* values, const T
   each_part(parts, [&](std::int64_t p) {
     const std::int64_t begin = begin_of(p), end = p + 1 == parts ? tiles * chunks : begin_of(p + 1);
     for (std::int64_t t = begin / chunks; t * chunks < end; ++t) {
-      k.forward(side, values, bias, x + in.offset(t), y + t * kernels::kTileLanes * m.rows, in.lanes(t),
+      k.forward(side, values, bias, x + in.offset(t), y + t * kernels::kTileLanes * m.rows, relu, in.lanes(t),
                 std::max<std::int64_t>(0, begin - t * chunks), std::min(chunks, end - t * chunks));
     }
   });
@@ -89,6 +89,21 @@ void backward(const Compressed& m, const TileLayout& in, const T* values, const 
   });
 }
 
+/// dz = dy where y > 0, and dbias (unless null) = the sums of dz: each thread has rows of its own.
+template <class T>
+void relu_gradient(const TileLayout& out, const T* y, const T* dy, T* dz, T* dbias) {
+  const auto& k = kernels::active().sparse_linear<T>();
+  constexpr std::int64_t kEntries = 32768;  // that are worth a thread
+  const std::int64_t grain =
+      std::max<std::int64_t>(kernels::kLaneStep, kEntries / std::max<std::int64_t>(1, out.samples));
+  at::parallel_for(0, out.features, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = 0; t < out.tiles(); ++t) {
+      const std::int64_t at = out.offset(t);
+      k.relu_gradient(y + at, dy + at, dz + at, dbias, t > 0, out.lanes(t), begin, end);
+    }
+  });
+}
+
 struct SparseLinear : torch::autograd::Function<SparseLinear> {
   /// The weight's structure as a tensor, so that it outlives a change of topology between forward and backward and goes
   /// with the other saved tensors when backward is done, though somebody still holds the loss.
@@ -106,13 +121,13 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
                             const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values,
-                            const BackwardObserver& observer) {
+                            bool relu, const BackwardObserver& observer) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
     at::Tensor y = at::empty({out.numel()}, x.options());
-    linear_forward(*matrix, layout, forward_values, bias, in, y);
-    ctx->save_for_backward({in, values, bias, held(matrix)});
+    linear_forward(*matrix, layout, forward_values, bias, in, y, relu);
+    ctx->save_for_backward({in, values, bias, held(matrix), relu ? y : at::Tensor()});
     ctx->saved_data["samples"] = layout.samples;
     ctx->saved_data["input_gradient"] = x.requires_grad();
     if (observer) {
@@ -123,32 +138,50 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     return y;
   }
 
+  static void relu_gradient(const TileLayout& out, const at::Tensor& y, const at::Tensor& dy, const at::Tensor& dz,
+                            at::Tensor& dbias) {
+    if (out.samples == 0 && dbias.defined()) dbias.zero_();  // no tile writes the sums
+    with_type(y, [&](auto zero) {
+      using T = decltype(zero);
+      ops::relu_gradient<T>(out, y.data_ptr<T>(), dy.data_ptr<T>(), dz.data_ptr<T>(),
+                            dbias.defined() ? dbias.data_ptr<T>() : nullptr);
+    });
+  }
+
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &x = saved[0], &values = saved[1], &bias = saved[2];
     const Compressed& matrix = *static_cast<const Compressed*>(saved[3].data_ptr());
     const TileLayout layout{ctx->saved_data["samples"].toInt(), matrix.columns};
-    const at::Tensor dy = gradients[0].contiguous();
+    const at::Tensor& y = saved[4];  // where a ReLU follows
+    const bool over_dy = y.defined() && may_overwrite(gradients[0]);
+    at::Tensor dy = gradients[0].contiguous();
     const bool want_bias = bias.defined() && bias.requires_grad();
     at::Tensor dx = ctx->saved_data["input_gradient"].toBool() ? at::empty_like(x) : at::Tensor();
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = want_bias ? at::empty_like(bias) : at::Tensor();
-    linear_backward(matrix, layout, values, x, dy, dx, dvalues, dbias);
+    if (y.defined()) {
+      const at::Tensor dz = over_dy ? dy : at::empty_like(dy);
+      relu_gradient({layout.samples, matrix.rows}, y, dy, dz, dbias);
+      dy = dz;
+    }
+    at::Tensor unset;
+    linear_backward(matrix, layout, values, x, dy, dx, dvalues, y.defined() ? unset : dbias);
     if (ctx->saved_data.count("observer") != 0) {
       static_cast<const Held&>(*ctx->saved_data["observer"].toCapsule()).observer(x, dy);
     }
-    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}}, kSparseLinear);
+    return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}, {}}, kSparseLinear);
   }
 };
 
 }  // namespace
 
 void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward_values,
-                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y) {
+                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y, bool relu) {
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
     forward<T>(matrix, layout, forward_values.data_ptr<T>(), bias.defined() ? bias.data_ptr<T>() : nullptr,
-               x.data_ptr<T>(), y.data_ptr<T>());
+               x.data_ptr<T>(), y.data_ptr<T>(), relu);
   });
 }
 
@@ -209,7 +242,7 @@ void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Ten
 }
 
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias, bool relu,
                          BackwardObserver observer) {
   ESPALIER_CHECK(layout.features == matrix->columns && x.numel() == layout.numel(), ErrorKind::usage,
                  "sparse linear layer: the input has {} features, the weight [{}, {}] takes {}", layout.features,
@@ -221,7 +254,7 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
   ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
   const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward, observer);
+  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward, relu, observer);
 }
 
 }  // namespace espalier::ops

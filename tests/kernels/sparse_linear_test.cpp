@@ -23,7 +23,7 @@ struct Shape {
 // Odd sizes, several blocks and chunks on both sides, each kind of blocking; empty and full.
 const Shape kShapes[] = {{1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},   {300, 1, 0.5},    {17, 33, 1},
                          {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2}, {700, 600, 0.01}, {1030, 70, 0.09},
-                         {4200, 33, 0.3}, {2500, 70, 0.05}};  // the last three: several blocks on both sides
+                         {4200, 33, 0.3}, {2500, 70, 0.05}};  // the last three: several blocks backward
 
 std::vector<std::int64_t> draw_positions(const Shape& s) {
   const auto n = s.rows * s.columns;
@@ -129,7 +129,7 @@ struct Problem {
 
   void run(const Table& table) {
     const auto& k = table.sparse_linear<T>();
-    k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), lanes, 0,
+    k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), false, lanes, 0,
               matrix.forward.chunks());
     k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, 1, lanes, 0,
                matrix.backward.chunks());
@@ -234,7 +234,8 @@ TYPED_TEST(SparseLinear, AnySplitIntoChunksGivesTheSameBits) {
       const auto& f = split.matrix.forward;
       const auto& b = split.matrix.backward;
       for (std::int64_t c = f.chunks(); c-- > 0;) {
-        k.forward(f, split.forward_values.data(), split.bias.data(), split.x.data(), split.y.data(), 64, c, c + 1);
+        k.forward(f, split.forward_values.data(), split.bias.data(), split.x.data(), split.y.data(), false, 64, c,
+                  c + 1);
       }
       for (std::int64_t c = b.chunks(); c-- > 0;) {
         k.backward(b, split.values.data(), split.x.data(), split.dy.data(), split.dx.data(), split.dvalues.data(),
@@ -300,6 +301,41 @@ TYPED_TEST(SparseLinear, TakesSeveralTilesAtOnce) {
           ASSERT_LE(std::abs(found - sum), gamma * absolute)
               << table->isa << " " << lanes << "x" << tiles << " at " << row << ", " << column;
         });
+      }
+    }
+  }
+}
+
+TYPED_TEST(SparseLinear, ReluIsThatOfTheProductAndItsGradient) {
+  using T = TypeParam;
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<T>();
+    for (const Shape& s : kShapes) {
+      for (const int lanes : {16, 48, 64}) {
+        Problem<T> p(s, lanes, false);
+        p.x[0] = std::numeric_limits<T>::quiet_NaN();
+        p.run(*table);
+        std::vector<T> y(p.y.size(), T(99));
+        k.forward(p.matrix.forward, p.forward_values.data(), p.bias.data(), p.x.data(), y.data(), true, lanes, 0,
+                  p.matrix.forward.chunks());
+        for (std::size_t i = 0; i < y.size(); ++i) {
+          if (std::isnan(p.y[i]))
+            ASSERT_TRUE(std::isnan(y[i])) << table->isa;
+          else
+            ASSERT_EQ(y[i], std::max(p.y[i], T(0))) << table->isa << " " << s.rows << "x" << s.columns;
+        }
+        const std::int64_t cut = s.rows / 3;
+        std::vector<T> expected = p.dy, sums(static_cast<std::size_t>(s.rows), T(1)), expected_sums = sums;
+        for (std::size_t i = 0; i < y.size(); ++i)
+          if (!(y[i] > T(0))) expected[i] = 0;
+        k.row_sums(expected.data(), expected_sums.data(), true, lanes, 0, s.rows);
+        std::vector<T> dz(p.dy.size(), T(99)), over = p.dy;
+        k.relu_gradient(y.data(), p.dy.data(), dz.data(), nullptr, false, lanes, 0, s.rows);
+        k.relu_gradient(y.data(), over.data(), over.data(), sums.data(), true, lanes, 0, cut);
+        k.relu_gradient(y.data(), over.data(), over.data(), sums.data(), true, lanes, cut, s.rows);
+        ASSERT_EQ(dz, expected);
+        ASSERT_EQ(over, expected);
+        ASSERT_EQ(sums, expected_sums);
       }
     }
   }

@@ -19,8 +19,8 @@ struct Layer {
     matrix = std::make_shared<Compressed>(kernels::compress(2, 3, positions.data(), 3, place, 1));
     refresh_forward(*matrix, values, forward);
   }
-  Tensor operator()(const Tensor& x, const Tensor& bias = {}) const {
-    const Tensor y = sparse_linear(to_tiles(x), {x.size(0), 3}, matrix, values, forward, bias);
+  Tensor operator()(const Tensor& x, const Tensor& bias = {}, bool relu = false) const {
+    const Tensor y = sparse_linear(to_tiles(x), {x.size(0), 3}, matrix, values, forward, bias, relu);
     return from_tiles(y, {x.size(0), 2});
   }
   std::shared_ptr<Compressed> matrix;
@@ -36,6 +36,38 @@ TEST(SparseLinear, WorkedByHand) {
   y.backward(torch::tensor({{1.0F, 10.0F}}));
   EXPECT_TRUE(x.grad().equal(torch::tensor({{50.0F, 2.0F, 70.0F}})));
   EXPECT_TRUE(layer.values.grad().equal(torch::tensor({10.0F, 2.0F, 30.0F})));
+}
+
+TEST(SparseLinear, ReluWorkedByHand) {
+  const Layer layer;
+  const Tensor x = torch::tensor({{1.0F, 2.0F, 3.0F}, {-1.0F, 2.0F, 3.0F}}).set_requires_grad(true),
+               bias = torch::tensor({-5.0F, -20.0F}).set_requires_grad(true);
+  const Tensor y = layer(x, bias, /*relu=*/true);  // of [[-1, 6], [-1, -4]]
+  EXPECT_TRUE(y.equal(torch::tensor({{0.0F, 6.0F}, {0.0F, 0.0F}})));
+  const Tensor dy = torch::tensor({{1.0F, 10.0F}, {1.0F, 10.0F}});
+  y.backward(dy);
+  EXPECT_TRUE(x.grad().equal(torch::tensor({{50.0F, 0.0F, 70.0F}, {0.0F, 0.0F, 0.0F}})));
+  EXPECT_TRUE(layer.values.grad().equal(torch::tensor({10.0F, 0.0F, 30.0F})));
+  EXPECT_TRUE(bias.grad().equal(torch::tensor({0.0F, 10.0F})));
+}
+
+TEST(SparseLinear, ReluLeavesTheCallersGradientAlone) {
+  const Layer layer;
+  const Tensor x = torch::tensor({{1.0F, 2.0F, 3.0F}, {1.0F, -2.0F, 3.0F}}).set_requires_grad(true);
+  const Tensor y = sparse_linear(to_tiles(x), {2, 3}, layer.matrix, layer.values, layer.forward, {}, /*relu=*/true);
+  const Tensor dy = to_tiles(torch::tensor({{1.0F, 10.0F}, {1.0F, 10.0F}})), before = dy.clone();
+  y.backward(dy);  // of [[4, 26], [-4, 26]]
+  EXPECT_TRUE(dy.equal(before));
+  EXPECT_TRUE(x.grad().equal(torch::tensor({{50.0F, 2.0F, 70.0F}, {50.0F, 0.0F, 70.0F}})));
+  EXPECT_TRUE(layer.values.grad().equal(torch::tensor({20.0F, 2.0F, 60.0F})));
+}
+
+TEST(SparseLinear, ReluOfNoSamplesHasNoGradient) {
+  const Layer layer;
+  const Tensor bias = torch::ones({2}).set_requires_grad(true);
+  layer(torch::ones({0, 3}), bias, /*relu=*/true).sum().backward();
+  EXPECT_TRUE(bias.grad().equal(torch::zeros({2})));
+  EXPECT_TRUE(layer.values.grad().equal(torch::zeros({3})));
 }
 
 TEST(SparseLinear, ABiasHasOneNumberForEachOutput) {

@@ -18,9 +18,9 @@ constexpr int kLaneStep = 16;   ///< a ragged tile is padded to a multiple
 
 template <class T>
 struct SparseLinearKernels {
-  /// Rows of chunks [chunk_begin, chunk_end): y[r] = bias[r] + sum_k w[r,k] x[k]. bias may be null. values: [nnz] in
-  /// the order of the forward side.
-  void (*forward)(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, int lanes,
+  /// Rows of chunks [chunk_begin, chunk_end): y[r] = bias[r] + sum_k w[r,k] x[k], and max(0, .) of it where `relu`.
+  /// bias may be null. values: [nnz] in the order of the forward side.
+  void (*forward)(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, bool relu, int lanes,
                   std::int64_t chunk_begin, std::int64_t chunk_end);
 
   /// Columns of chunks [chunk_begin, chunk_end): dx[c] = sum_r w[r,c] dy[r], unless dx is null; dvalues[k] (+)=
@@ -31,6 +31,11 @@ struct SparseLinearKernels {
 
   /// dbias[r] (+)= sum over the samples of dy[r], rows [row_begin, row_end).
   void (*row_sums)(const T* dy, T* dbias, bool accumulate, int lanes, std::int64_t row_begin, std::int64_t row_end);
+
+  /// dz[r] = dy[r] where y[r] > 0, else 0, and the sums of dz as above, unless dbias is null; rows [row_begin,
+  /// row_end). dz may be dy.
+  void (*relu_gradient)(const T* y, const T* dy, T* dz, T* dbias, bool accumulate, int lanes, std::int64_t row_begin,
+                        std::int64_t row_end);
 
   /// Rows of a [samples, features] matrix (row stride `stride`) into a tile, and back; lanes from `samples` on are set
   /// to zero. Features [begin, end).

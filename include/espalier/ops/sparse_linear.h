@@ -17,11 +17,11 @@ using kernels::Compressed;
 /// order; forward: as large, of the same type.
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward);
 
-/// y = W x + b on tiles, into `y`, and its gradients into dx, dvalues and dbias; an undefined one of these (or bias) is
-/// left out. All tensors contiguous, of one type, sized as `sparse_linear` says. The same bits for any number of
-/// threads.
+/// y = W x + b on tiles, or max(0, .) of it where `relu`, into `y`, and the gradients of W x + b into dx, dvalues and
+/// dbias; an undefined one of these (or bias) is left out. All tensors contiguous, of one type, sized as
+/// `sparse_linear` says. The same bits for any number of threads.
 void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward,
-                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y);
+                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y, bool relu = false);
 void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
                      const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias);
 
@@ -30,14 +30,15 @@ void linear_backward(const Compressed& matrix, const TileLayout& layout, const a
 void linear_gradient_rows(const TileLayout& layout, std::int64_t outputs, const at::Tensor& x, const at::Tensor& dy,
                           std::int64_t begin, std::int64_t end, at::Tensor& rows);
 
-/// Called in a backward pass with the layer's input and the gradient of its output, both tiles.
+/// Called in a backward pass with the layer's input x and the gradient of W x + b, both tiles.
 using BackwardObserver = std::function<void(const at::Tensor& x, const at::Tensor& dy)>;
 
-/// y = W x + b on tiles. x: tiles of `columns` features; values: [nnz] in canonical order, what gradients are formed
-/// for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or undefined. Result: tiles of `rows`
-/// features. Differentiable once in x, values and bias. float32 or float64 on the CPU; all of one type.
+/// y = W x + b on tiles, or max(0, .) of it where `relu`. x: tiles of `columns` features; values: [nnz] in canonical
+/// order, what gradients are formed for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or
+/// undefined. Result: tiles of `rows` features. Differentiable once in x, values and bias. float32 or float64 on the
+/// CPU; all of one type.
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias, bool relu = false,
                          BackwardObserver observer = {});
 
 }  // namespace espalier::ops
