@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 
@@ -331,33 +332,42 @@ kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Pos
   // Each row: a walk over its entries and both lists.
   const std::int64_t parts = std::clamp<std::int64_t>(stored() / kGrain, 1, at::get_num_threads());
   std::vector<std::string> wrong(at(parts));
+  // What the walk needs of each list stands in a local variable: it stores through pointers at every turn.
   const auto merge = [&](std::int64_t first_row, std::int64_t last_row) -> std::string {
-    std::int64_t d = before_row(drop, first_row), g = before_row(grow, first_row);
+    constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+    const std::int64_t *d = drop.begin() + before_row(drop, first_row), *g = grow.begin() + before_row(grow, first_row);
+    const std::int64_t *const d_end = drop.end(), *const g_end = grow.end();
+    std::int64_t dropped = d < d_end ? *d : kNone, grown = g < g_end ? *g : kNone;
+    const std::uint32_t *const column = old.column.data(), *const source = place.data();
+    std::uint32_t *const to_column = now.column.data(), *const to_source = from.data();
     for (std::int64_t r = first_row; r < last_row; ++r) {
+      const std::int64_t row_begin = r * columns_, row_end = row_begin + columns_;
+      const std::uint32_t end = old.start[at(r + 1)], to_end = now.start[at(r + 1)];
       std::uint32_t to = now.start[at(r)];
-      const auto put = [&](std::int64_t position, std::uint32_t source) {
-        if (to == now.start[at(r + 1)]) return;
-        now.column[to] = static_cast<std::uint32_t>(position - r * columns_);
-        from[to++] = source;
+      const auto put = [&](std::int64_t position, std::uint32_t where) __attribute__((always_inline)) {
+        if (to == to_end) return;
+        to_column[to] = static_cast<std::uint32_t>(position - row_begin);
+        to_source[to++] = where;
       };
-      const auto grow_up_to = [&](std::int64_t limit) {
-        for (; g < grow.size() && grow[g] < limit; ++g) put(grow[g], TopologyChange::kNewborn);
+      const auto grow_up_to = [&](std::int64_t limit) __attribute__((always_inline)) {
+        while (grown < limit) {
+          put(grown, TopologyChange::kNewborn);
+          grown = ++g < g_end ? *g : kNone;
+        }
       };
-      const auto must_be_dropped_before = [&](std::int64_t limit) { return d < drop.size() && drop[d] < limit; };
-      for (std::uint32_t i = old.start[at(r)]; i < old.start[at(r + 1)]; ++i) {
-        const std::int64_t position = r * columns_ + old.column[i];
+      for (std::uint32_t i = old.start[at(r)]; i < end; ++i) {
+        const std::int64_t position = row_begin + column[i];
         grow_up_to(position);
-        if (must_be_dropped_before(position)) break;
-        if (d < drop.size() && drop[d] == position) {
-          ++d;  // grown again, if it is, by the next grow_up_to
-        } else if (g < grow.size() && grow[g] == position) {
+        if (dropped < position) break;
+        if (dropped == position) {
+          dropped = ++d < d_end ? *d : kNone;  // grown again, if it is, by the next grow_up_to
+        } else if (grown == position) {
           return fmt::format("{}: position {} to grow is active already", name(), position);
         } else {
-          put(position, place[i]);
+          put(position, source[i]);
         }
       }
-      const std::int64_t row_end = (r + 1) * columns_;
-      if (must_be_dropped_before(row_end)) return fmt::format("{}: position {} to drop is not active", name(), drop[d]);
+      if (dropped < row_end) return fmt::format("{}: position {} to drop is not active", name(), dropped);
       grow_up_to(row_end);
     }
     return "";
