@@ -3,7 +3,7 @@
 
 /// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
 constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 12;
-constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 5;
+constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 8;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
 template <int most, int width = most, class F>

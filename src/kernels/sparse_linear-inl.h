@@ -7,7 +7,8 @@
 
 /// Vectors of one pass over a tile: sums held in registers.
 constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
-constexpr int kBackwardVectors = 4;
+/// With AVX2 eight sums leave no registers for the inputs, which come from L1: better than dot products in two halves.
+constexpr int kBackwardVectors = kVectorBytes == 32 ? 8 : 4;
 /// Tiles that the backward product takes at once: inputs and sums of both in registers.
 constexpr int kBackwardTiles = kVectorBytes == 64 ? 2 : 1;
 /// Bytes of a block's tiles from which on they are asked for early, where dx is wanted and where it is not. With longer
