@@ -46,8 +46,8 @@ RunConfig config_of(const data::Folder& folder, const std::string& storage) {
                           "\"\nimage_size = 32\naugment = \"imagenet\"\nnormalise = \"imagenet\"\n"
                           "[model]\nname = \"resnet50\"\nmax_weights = 40000\nstorage = \"" +
                           storage +
-                          "\"\n[train]\nepochs = 12\nbatch_size = 8\n[optim]\nlr = 0.005\nmomentum = 0.9\n"
-                          "[method]\nname = \"dpr\"\nevery = \"5it\"\n"
+                          "\"\n[train]\nepochs = 24\nbatch_size = 8\n[optim]\nlr = 0.005\nmomentum = 0.9\n"
+                          "[method]\nname = \"dpr\"\nevery = \"5it\"\nstop_after = \"50%\"\n"
                           "[sparsity]\nsparsity = 0.8\ndistribution = \"erk\"\n",
                       "test");
 }
@@ -63,10 +63,10 @@ TEST_P(ImageFolderTraining, ResNet50Learns) {
   RunDirectory directory = RunDirectory::create(tmp.path() / "run", {to_toml(config), "", "", Json::object()}, false);
   const TrainResult result = train(config, directory, {});
   ASSERT_EQ(result.outcome, Outcome::done);
-  EXPECT_EQ(result.summary["steps"], 72);
+  EXPECT_EQ(result.summary["steps"], 144);
   EXPECT_EQ(result.summary["storage"].size(), 54u);
   std::int64_t changes = 0;
-  double train_accuracy = 0;  // of the last epoch; 72 steps are too few for the statistics of 53 batch norms
+  double train_accuracy = 0;  // of the last epoch; so few steps leave the statistics of 53 batch norms behind
   for (const Json& e : read_metrics(tmp.path() / "run" / "metrics.jsonl")) {
     if (e["event"] == "epoch") train_accuracy = e["train_accuracy"].get<double>();
     if (e["event"] != "topology") continue;
@@ -74,7 +74,7 @@ TEST_P(ImageFolderTraining, ResNet50Learns) {
     EXPECT_EQ(e["nnz"], result.summary["nnz"]);
   }
   EXPECT_GE(changes, 2);
-  EXPECT_GE(train_accuracy, 0.8);  // at least 0.87 with each of eight seeds
+  EXPECT_GE(train_accuracy, 0.8);  // 1 with six sets of BLAS and own kernels
 }
 
 TEST(ImageFolderBatches, AreTheSameForAnyNumberOfThreads) {
