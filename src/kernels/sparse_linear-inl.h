@@ -208,7 +208,7 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
               [[maybe_unused]] Vec<T> w;
               if constexpr (input_gradient) w = broadcast(values[e]);
               // Two chains: eight multiply-adds that wait for one another fill the queue.
-              constexpr int half = registers > 4 ? registers / 2 : registers;
+              constexpr int half = registers > 4 ? (registers + 1) / 2 : registers;
               Vec<T> product{}, second{};
 #pragma GCC unroll 8
               for (int p = 0; p < registers; ++p) {
