@@ -30,7 +30,7 @@ void add_sparse(Row& row, const Timing& timing, double stored_products, double d
 
 at::Tensor scattered(const kernels::Compressed& matrix, const at::Tensor& values, at::IntArrayRef sizes) {
   std::vector<std::int64_t> positions;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(matrix, positions, place, at::get_num_threads());
   const auto order = torch::tensor(std::vector<std::int64_t>(place.begin(), place.end()), torch::kInt64);
   const at::Tensor dense = torch::zeros(sizes, values.options());

@@ -4,7 +4,7 @@
 
 #include "espalier/core/random.h"
 #include "espalier/methods/registry.h"
-#include "espalier/methods/select.h"
+#include "espalier/methods/sparse_evolutionary.h"
 #include "espalier/nn/loss.h"
 
 namespace espalier::bench {
@@ -13,13 +13,6 @@ namespace {
 constexpr std::int64_t kPool = 1024;  // samples that batches are drawn from
 constexpr double kLr = 1e-3;
 constexpr double kReplaced = 0.3;
-
-/// SET's change (Mocanu et al. 2018): the share of smallest magnitude leaves, as many others come at random.
-void rewire(SparseWeight& w, const RandomStream& random) {
-  const auto count = static_cast<std::int64_t>(kReplaced * static_cast<double>(w.nnz()));
-  const at::Tensor drop = smallest_weights(w, count).positions;
-  w.rewire({drop, random_inactive(w, std::min(count, w.numel() - w.nnz()), random), {}, {}});
-}
 
 }  // namespace
 
@@ -73,7 +66,9 @@ void Training::change_topology() {
       for_each_state(*optim, w->parameter(),
                      [&](const std::string&, at::Tensor& state) { w->reindex_state(state, change); });
     });
-    rewire(*w, RandomStream(seed_, Purpose::topology, static_cast<std::uint64_t>(w->layer()), changes_));
+    const RandomStream random(seed_, Purpose::topology, static_cast<std::uint64_t>(w->layer()), changes_);
+    w->rewire(random_exchange(
+        *w, [](const at::Tensor& v) { return drop_smallest(v, kReplaced); }, random));
     w->follow({});
   }
 }

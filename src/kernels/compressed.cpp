@@ -145,10 +145,13 @@ class ChannelLines {
 /// list goes.
 template <class Lines>
 CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, const Lines& line, std::int64_t block,
-                             bool by_length, std::vector<std::uint32_t>& place, int threads) {
+                             bool by_length, EntryIndices& place, int threads) {
   CompressedSide side;
   set_sizes(side, line.lines(), line.chunk(), rows, block);
-  if (Lines::kIndexed) side.inner_index.resize(list.column.size() + kAhead);
+  if (Lines::kIndexed) {
+    side.inner_index.resize(list.column.size() + kAhead);
+    std::fill(side.inner_index.end() - kAhead, side.inner_index.end(), std::uint16_t{0});
+  }
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
   std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
 #pragma omp parallel num_threads(threads)
@@ -190,8 +193,7 @@ CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, const 
 /// Outer = rows. The entries of a row in a block stand together in the list, in order: they are copied as they are.
 /// canonical[j] = place of the entry that comes to stand at j.
 CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::int64_t row_chunk, std::int64_t columns,
-                            std::int64_t block, const std::vector<std::uint32_t>& place,
-                            std::vector<std::uint32_t>& canonical, int threads) {
+                            std::int64_t block, const EntryIndices& place, EntryIndices& canonical, int threads) {
   CompressedSide side;
   set_sizes(side, rows, row_chunk, columns, block);
   side.inner_index.resize(list.column.size());
@@ -205,12 +207,11 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
     for (std::int64_t r = chunk * side.chunk; r < std::min(rows, (chunk + 1) * side.chunk); ++r) {
       std::uint32_t i = list.start[static_cast<std::size_t>(r)];
       const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
-      while (i < end) {
-        const std::int64_t b = list.column[i] / side.block;
-        const auto limit = static_cast<std::uint32_t>(std::min((b + 1) * side.block, columns));
+      for (std::int64_t b = 0; i < end; ++b) {
+        const std::int64_t limit = (b + 1) * side.block;
         const std::uint32_t first = i;
         while (i < end && list.column[i] < limit) ++i;
-        f(r, b, first, i);
+        if (first < i) f(r, b, first, i);
       }
     }
   };
@@ -292,8 +293,7 @@ Blocking choose_blocking(const ConvShape& shape, std::int64_t nnz) {
 
 template <class Lines>
 Compressed compress_lines(std::int64_t rows, std::int64_t row_chunk, std::int64_t columns, const Lines& lines,
-                          const Blocking& blocking, const RowMajorList& list, std::vector<std::uint32_t>& place,
-                          int threads) {
+                          const Blocking& blocking, const RowMajorList& list, EntryIndices& place, int threads) {
   const auto nnz = static_cast<std::int64_t>(list.column.size());
   Compressed matrix;
   matrix.rows = rows;
@@ -328,30 +328,30 @@ RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t
   return list;
 }
 
-Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list,
-                    std::vector<std::uint32_t>& place, int threads) {
+Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list, EntryIndices& place,
+                    int threads) {
   const auto nnz = static_cast<std::int64_t>(list.column.size());
   return compress_lines(rows, lines_of_chunk(rows), columns, ColumnLines{columns}, choose_blocking(rows, columns, nnz),
                         list, place, threads);
 }
 
-Compressed compress(const ConvShape& shape, const RowMajorList& list, std::vector<std::uint32_t>& place, int threads) {
+Compressed compress(const ConvShape& shape, const RowMajorList& list, EntryIndices& place, int threads) {
   const auto nnz = static_cast<std::int64_t>(list.column.size());
   return compress_lines(shape.out, shape.out, shape.columns(), ChannelLines(shape), choose_blocking(shape, nnz), list,
                         place, threads);
 }
 
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
-                    std::vector<std::uint32_t>& place, int threads) {
+                    EntryIndices& place, int threads) {
   return compress(rows, columns, list_of(rows, columns, positions, nnz, threads), place, threads);
 }
 
-Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz,
-                    std::vector<std::uint32_t>& place, int threads) {
+Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz, EntryIndices& place,
+                    int threads) {
   return compress(shape, list_of(shape.out, shape.columns(), positions, nnz, threads), place, threads);
 }
 
-void row_major(const Compressed& matrix, RowMajorList* list, std::vector<std::uint32_t>* place, int threads) {
+void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads) {
   const CompressedSide& side = matrix.forward;
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
   // f(row, first entry, number of entries) for the lines of chunk c in block b
@@ -396,8 +396,7 @@ void row_major(const Compressed& matrix, RowMajorList* list, std::vector<std::ui
   }
 }
 
-void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
-               int threads) {
+void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, EntryIndices& place, int threads) {
   RowMajorList list;
   row_major(matrix, &list, &place, threads);
   positions.resize(list.column.size());

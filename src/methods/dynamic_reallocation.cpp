@@ -162,7 +162,7 @@ void DynamicReallocation::change(const MethodContext& context) {
                               static_cast<std::uint64_t>(context.clock.step));
     const at::Tensor active = w.active();
     const at::Tensor leaves = select_top(magnitude[l], w.nnz() - pruned[l]).rest;
-    w.rewire({active.index_select(0, leaves), random_outside(w.numel(), active, grown[l], random),
+    w.rewire({active.take(leaves), random_outside(w.numel(), active, grown[l], random),
               birth_.draw(w, grown[l], context), used});
   }
 }

@@ -21,9 +21,9 @@ void RigL::change(const MethodContext& context) {
   for (SparseWeight* w : context.weights) {
     const auto k = static_cast<std::int64_t>(fraction * static_cast<double>(w->nnz()));
     if (k == 0) continue;
-    const at::Tensor active = w->active();
-    const Selection s = select_top(w->weights().abs(), w->nnz() - k);
-    const at::Tensor kept = active.index_select(0, s.chosen), dropped = active.index_select(0, s.rest);
+    const auto [active, weights] = w->entries();
+    const Selection s = select_top(weights.abs(), w->nnz() - k);
+    const at::Tensor kept = active.take(s.chosen), dropped = active.take(s.rest);
     // What was dropped a moment ago may be taken again; it then keeps value and momentum, as if nothing had happened.
     const at::Tensor grown = w->top_gradients(k, kept);
     const at::Tensor leave = without(dropped, grown), enter = without(grown, dropped);

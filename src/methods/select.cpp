@@ -119,6 +119,24 @@ Cut<T> cut_of(const std::vector<at::Tensor>& all, std::int64_t k) {
   return cut;
 }
 
+/// Bit i: of(v[i]), for i < n <= 64. Comparisons become bytes, as vectors do them, and eight bytes a byte of bits.
+template <class T, class Of>
+std::uint64_t bits_of(const T* v, std::int64_t n, const Of& of) {
+  std::array<unsigned char, 64> is{};
+  if (n == 64) {
+    for (std::size_t i = 0; i < 64; ++i) is[i] = of(v[i]) ? 1 : 0;
+  } else {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) is[i] = of(v[i]) ? 1 : 0;
+  }
+  std::uint64_t bits = 0;
+  for (std::size_t i = 0; i < 64; i += 8) {
+    std::uint64_t bytes = 0;  // the first one lowest
+    for (std::size_t k = 0; k < 8; ++k) bytes |= static_cast<std::uint64_t>(is[i + k]) << (8 * k);
+    bits |= (bytes * 0x0102040810204080u >> 56) << i;
+  }
+  return bits;
+}
+
 /// Splits the indices by the cut. What is null is not wanted.
 template <class T>
 void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, std::int64_t* rest) {
@@ -143,11 +161,8 @@ void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, st
     std::int64_t left = std::max<std::int64_t>(0, cut.ties - ties), taken = above + std::min(cut.ties, ties);
     for (std::int64_t first = begin; first < end; first += 64) {  // by bits: which ones cannot be predicted
       const std::int64_t n = std::min<std::int64_t>(64, end - first);
-      std::uint64_t take = 0, tied = 0;
-      for (std::int64_t i = 0; i < n; ++i) {
-        take |= static_cast<std::uint64_t>(v[first + i] > cut.value) << i;
-        tied |= static_cast<std::uint64_t>(v[first + i] == cut.value) << i;
-      }
+      std::uint64_t take = bits_of(v + first, n, [&](T s) { return s > cut.value; });
+      std::uint64_t tied = left > 0 ? bits_of(v + first, n, [&](T s) { return s == cut.value; }) : 0;
       for (; tied != 0 && left > 0; --left) {
         take |= tied & (0 - tied);
         tied &= tied - 1;
@@ -195,7 +210,7 @@ Smallest smallest_weights(const SparseWeight& weight, std::int64_t count) {
   Smallest s;
   at::Tensor which;
   s.threshold = select(weight.weights().abs_(), weight.nnz() - count, nullptr, &which);
-  s.positions = weight.active().index_select(0, which);
+  s.positions = weight.active().take(which);
   return s;
 }
 
@@ -230,10 +245,6 @@ at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStre
   auto numbers = std::make_shared<std::vector<std::int64_t>>(random_subset(n, count, random, at::get_num_threads()));
   return torch::from_blob(
       numbers->data(), {count}, [numbers](void*) mutable { numbers.reset(); }, torch::kInt64);
-}
-
-at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random) {
-  return random_outside(weight.numel(), weight.active(), count, random);
 }
 
 at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random) {

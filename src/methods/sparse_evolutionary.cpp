@@ -15,12 +15,12 @@ std::int64_t share_of(std::int64_t n, double fraction) {
 
 }  // namespace
 
-Selection drop_smallest(const SparseWeight& weight, double fraction) {
-  return select_top(weight.weights().abs(), weight.nnz() - share_of(weight.nnz(), fraction));
+Selection drop_smallest(const at::Tensor& weights, double fraction) {
+  const std::int64_t nnz = weights.numel();
+  return select_top(weights.abs(), nnz - share_of(nnz, fraction));
 }
 
-Selection drop_by_sign(const SparseWeight& weight, double fraction) {
-  const at::Tensor w = weight.weights();
+Selection drop_by_sign(const at::Tensor& w, double fraction) {
   const at::Tensor positive = w.gt(0).nonzero().view({-1}), negative = w.lt(0).nonzero().view({-1});
   const auto kept_of = [&](const at::Tensor& side) {
     const std::int64_t n = side.numel();
@@ -32,6 +32,14 @@ Selection drop_by_sign(const SparseWeight& weight, double fraction) {
   Selection s{stays.nonzero().view({-1}), stays.logical_not().nonzero().view({-1}), 0};
   if (s.rest.numel() > 0) s.threshold = w.index_select(0, s.rest).abs().max().item<double>();
   return s;
+}
+
+Rewiring random_exchange(const SparseWeight& weight, const std::function<Selection(const at::Tensor&)>& drop,
+                         const RandomStream& random) {
+  const auto [active, weights] = weight.entries();
+  const Selection s = drop(weights);
+  const at::Tensor grow = random_outside(weight.numel(), active.take(s.chosen), s.rest.numel(), random);
+  return {active.take(s.rest), grow, {}, s.threshold};
 }
 
 void SparseEvolutionary::describe(Describe& d) {
@@ -48,15 +56,17 @@ void SparseEvolutionary::change(const MethodContext& context) {
   const double fraction =
       schedule_ == "cosine" ? cosine_fraction(fraction_, context.clock.step, end_step(context.clock)) : fraction_;
   for (SparseWeight* w : context.weights) {
-    const Selection s = criterion_ == "sign" ? drop_by_sign(*w, fraction) : drop_smallest(*w, fraction);
-    const std::int64_t count = s.rest.numel();
-    if (count == 0) continue;
-    const at::Tensor active = w->active();
     const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w->layer()),
                               static_cast<std::uint64_t>(context.clock.step));
-    // A position that was dropped a moment ago may be drawn again.
-    const at::Tensor grow = random_outside(w->numel(), active.index_select(0, s.chosen), count, random);
-    w->rewire({active.index_select(0, s.rest), grow, birth_.draw(*w, count, context), s.threshold});
+    Rewiring exchange = random_exchange(
+        *w,
+        [&](const at::Tensor& weights) {
+          return criterion_ == "sign" ? drop_by_sign(weights, fraction) : drop_smallest(weights, fraction);
+        },
+        random);
+    if (exchange.grow.numel() == 0) continue;
+    exchange.birth_values = birth_.draw(*w, exchange.grow.numel(), context);
+    w->rewire(exchange);
   }
 }
 

@@ -62,11 +62,11 @@ void SparseMomentum::change(const MethodContext& context) {
   const auto quotas = momentum_quotas(total, shares, free);
   for (std::size_t l = 0; l < context.weights.size(); ++l) {
     SparseWeight& w = *context.weights[l];
-    const at::Tensor active = w.active();
-    const Selection s = select_top(w.weights().abs(), w.nnz() - removed[l]);
-    const at::Tensor dropped = active.index_select(0, s.rest);
+    const auto [active, weights] = w.entries();
+    const Selection s = select_top(weights.abs(), w.nnz() - removed[l]);
+    const at::Tensor dropped = active.take(s.rest);
     at::Tensor score = momentum_.at(w.name()).view({-1}).abs();
-    score.index_fill_(0, active.index_select(0, s.chosen), -1);  // kept: not to be grown
+    score.index_fill_(0, active.take(s.chosen), -1);  // kept: not to be grown
     const at::Tensor grown = select_top(score, quotas[l]).chosen;
     const at::Tensor leave = without(dropped, grown), enter = without(grown, dropped);
     if (leave.numel() == 0 && enter.numel() == 0) continue;

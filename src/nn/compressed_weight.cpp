@@ -40,7 +40,7 @@ void each_part(at::ScalarType type, std::int64_t n, const F& f) {
 }
 
 /// out[i] = values[from[i]], zero for what is newborn.
-at::Tensor gathered(const at::Tensor& values, const std::vector<std::uint32_t>& from) {
+at::Tensor gathered(const at::Tensor& values, const kernels::EntryIndices& from) {
   const at::Tensor source = values.contiguous();
   const auto n = static_cast<std::int64_t>(from.size());
   if (source.numel() == 0) return torch::zeros({n}, source.options().requires_grad(false));
@@ -125,7 +125,7 @@ kernels::RowMajorList CompressedWeight::list_of(const Positions& positions) cons
 }
 
 std::shared_ptr<kernels::Compressed> CompressedWeight::compress(const kernels::RowMajorList& entries,
-                                                                std::vector<std::uint32_t>& place) const {
+                                                                kernels::EntryIndices& place) const {
   auto matrix = std::make_shared<kernels::Compressed>();
   *matrix = conv_ ? kernels::compress(*conv_, entries, place, at::get_num_threads())
                   : kernels::compress(rows_, columns_, entries, place, at::get_num_threads());
@@ -145,7 +145,7 @@ void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const 
 }
 
 void CompressedWeight::set_entries(kernels::RowMajorList entries, const at::Tensor& phi) {
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   auto matrix = compress(entries, place);
   entries = {};
   store(std::move(matrix), ops::to_canonical(phi, place));
@@ -225,6 +225,10 @@ at::Tensor CompressedWeight::stored_positions() const {
   if (is_virgin()) return torch::arange(numel(), torch::kInt64);
   kernels::RowMajorList list;
   kernels::row_major(*matrix_, &list, nullptr, at::get_num_threads());
+  return positions_of(list);
+}
+
+at::Tensor CompressedWeight::positions_of(const kernels::RowMajorList& list) const {
   at::Tensor positions = torch::empty({stored()}, torch::kInt64);
   auto* const out = positions.data_ptr<std::int64_t>();
   at::parallel_for(0, rows_, rows_of_grain(), [&](std::int64_t begin, std::int64_t end) {
@@ -243,13 +247,13 @@ std::int64_t CompressedWeight::rows_of_grain() const {
 }
 
 at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(*matrix_, nullptr, &place, at::get_num_threads());
   return gathered(canonical.detach(), place);
 }
 
 at::Tensor CompressedWeight::ranks(const BitMask& mask) const {
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(*matrix_, nullptr, &place, at::get_num_threads());
   at::Tensor ranks = torch::empty({mask.count()}, torch::kInt64);
   auto* next = ranks.data_ptr<std::int64_t>();
@@ -280,6 +284,14 @@ at::Tensor CompressedWeight::weights() const {
   return w;
 }
 
+std::pair<at::Tensor, at::Tensor> CompressedWeight::entries() const {
+  if (is_virgin() || !forward_.all()) return SparseWeight::entries();
+  kernels::RowMajorList list;
+  kernels::EntryIndices place;
+  kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
+  return {positions_of(list), gathered(values_.detach(), place)};
+}
+
 at::Tensor CompressedWeight::values() const {
   if (is_virgin()) return reparametrisation_.inverse(draw(active()));
   const at::Tensor phi = row_major(phi_);
@@ -304,9 +316,9 @@ void CompressedWeight::keep(const at::Tensor& positions) {
 }
 
 kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Positions& grow,
-                                                std::vector<std::uint32_t>& from) const {
+                                                kernels::EntryIndices& from) const {
   kernels::RowMajorList old, now;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(*matrix_, &old, &place, at::get_num_threads());
   const auto at = [](std::int64_t row) { return static_cast<std::size_t>(row); };
   const auto before_row = [&](const Positions& list, std::int64_t row) {
@@ -396,9 +408,9 @@ void CompressedWeight::rewire(const Rewiring& change) {
   // Each list lives as long as it is needed: with the old structure, they are what memory peaks with.
   TopologyChange now{change.drop, change.grow, change.threshold, {}};
   std::shared_ptr<kernels::Compressed> matrix;
-  std::vector<std::uint32_t> born;  // canonical places of the birth values
+  kernels::EntryIndices born;  // canonical places of the birth values
   {
-    std::vector<std::uint32_t> from, place;
+    kernels::EntryIndices from, place;
     kernels::RowMajorList entries = rewired(drop, grow, from);
     forward_values_ = at::Tensor();  // made again below, or when asked for
     forward_version_ = -1;
@@ -441,7 +453,7 @@ void CompressedWeight::rewire(const Rewiring& change) {
 template <class F>
 void CompressedWeight::each_entry(const F& f) const {
   kernels::RowMajorList list;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
   for (std::int64_t r = 0; r < rows_; ++r) {
     const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
@@ -478,7 +490,7 @@ void CompressedWeight::set_masks(const at::Tensor& forward, const at::Tensor& ba
   std::set_difference(learns.begin(), learns.end(), before.begin(), before.end(), std::back_inserter(entered));
 
   // Optimiser state goes with what learnt before and still does.
-  std::vector<std::uint32_t> from(both.size(), TopologyChange::kNewborn);
+  kernels::EntryIndices from(both.size(), TopologyChange::kNewborn);
   if (!is_virgin()) {
     std::size_t next = 0;
     std::int64_t stays = 0;
@@ -491,7 +503,7 @@ void CompressedWeight::set_masks(const at::Tensor& forward, const at::Tensor& ba
 
   lay_down();
   const at::Tensor positions = to_tensor(both);
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   auto matrix = compress(list_of({positions, numel(), name(), "set"}), place);
   if (!parted()) phi_ = torch::empty({0}, values_.options()).set_requires_grad(true);  // w no longer holds all of phi
   store(std::move(matrix), ops::to_canonical(laid_down_.index_select(0, positions), place));
@@ -638,7 +650,7 @@ void CompressedWeight::add_gradient(const at::Tensor& positions, const at::Tenso
   const Positions given(positions, numel(), name(), "add to");
   ESPALIER_ASSERT(values.numel() == positions.numel());
   std::vector<std::int64_t> here;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::row_major(*matrix_, here, place, at::get_num_threads());
   at::Tensor& sum = gradient();
   const at::Tensor added = values.to(values_.scalar_type()).contiguous();

@@ -1,6 +1,9 @@
 #include "nn/positions.h"
 
+#include <ATen/Parallel.h>
 #include <torch/torch.h>
+
+#include <atomic>
 
 #include "espalier/core/error.h"
 
@@ -15,11 +18,19 @@ Positions::Positions(const at::Tensor& positions, std::int64_t n, const std::str
   flat_ = positions.contiguous();
   begin_ = flat_.data_ptr<std::int64_t>();
   size_ = flat_.numel();
-  for (std::int64_t i = 0; i < size_; ++i) {
-    const std::int64_t p = begin_[i];
-    ESPALIER_CHECK(p >= 0 && p < n && (i == 0 || p > begin_[i - 1]), ErrorKind::usage,
-                   "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, p, i);
-  }
+  std::atomic<std::int64_t> wrong{size_};  // the first one that is
+  at::parallel_for(0, size_, 32768, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t p = begin_[i];
+      if (p >= 0 && p < n && (i == 0 || p > begin_[i - 1])) continue;
+      for (std::int64_t first = wrong; i < first && !wrong.compare_exchange_weak(first, i);) {
+      }
+      return;
+    }
+  });
+  ESPALIER_CHECK(wrong == size_, ErrorKind::usage,
+                 "{}: positions to {} must ascend within [0, {}); found {} at number {}", name, what, n, begin_[wrong],
+                 wrong.load());
 }
 
 const std::vector<std::int64_t>& enough(const std::vector<std::int64_t>& positions, std::int64_t k,

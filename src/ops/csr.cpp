@@ -14,7 +14,7 @@ constexpr std::int64_t kMovedEntries = 32768;
 
 /// f(from, to) on the contiguous entries of `tensor` and of a new one of its size, which is the result.
 template <class F>
-at::Tensor permuted(const at::Tensor& tensor, const std::vector<std::uint32_t>& place, const F& f) {
+at::Tensor permuted(const at::Tensor& tensor, const kernels::EntryIndices& place, const F& f) {
   ESPALIER_ASSERT(tensor.dim() == 1 && tensor.numel() == static_cast<std::int64_t>(place.size()));
   const at::Tensor from = tensor.detach().contiguous();
   at::Tensor to = at::empty_like(from);
@@ -41,7 +41,7 @@ void check_indices(const at::Tensor& indices, const char* what, const std::strin
 }  // namespace
 
 Csr csr_of(const kernels::RowMajorList& list) {
-  const auto wide = [](const std::vector<std::uint32_t>& numbers) {
+  const auto wide = [](const auto& numbers) {
     at::Tensor out = at::empty({static_cast<std::int64_t>(numbers.size())}, at::kLong);
     std::copy(numbers.begin(), numbers.end(), out.data_ptr<std::int64_t>());
     return out;
@@ -83,12 +83,12 @@ kernels::RowMajorList list_of(const Csr& csr, std::int64_t rows, std::int64_t co
   return list;
 }
 
-at::Tensor to_canonical(const at::Tensor& row_major, const std::vector<std::uint32_t>& place) {
+at::Tensor to_canonical(const at::Tensor& row_major, const kernels::EntryIndices& place) {
   return permuted(row_major, place,
                   [](const auto* from, auto* to, std::int64_t i, std::uint32_t at) { to[at] = from[i]; });
 }
 
-at::Tensor from_canonical(const at::Tensor& canonical, const std::vector<std::uint32_t>& place) {
+at::Tensor from_canonical(const at::Tensor& canonical, const kernels::EntryIndices& place) {
   return permuted(canonical, place,
                   [](const auto* from, auto* to, std::int64_t i, std::uint32_t at) { to[i] = from[at]; });
 }

@@ -43,7 +43,7 @@ at::Tensor numbered_state(SparseWeight& w) {
     at::Tensor state = torch::zeros({w.nnz()});
     auto* number = state.data_ptr<float>();
     std::vector<std::int64_t> position;
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     kernels::row_major(*compressed->matrix(), position, place, 1);
     for (std::size_t i = 0; i < position.size(); ++i) number[place[i]] = static_cast<float>(position[i] + 1);
     return state;

@@ -121,7 +121,7 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
   ASSERT_GT(ow, 0);
   const auto positions = draw_positions(c);
   const auto nnz = static_cast<std::int64_t>(positions.size());
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   const Compressed weight = compress(s, positions.data(), nnz, place, 1);
 
   // A large halo: what may be read beyond the image is checked by the ops, which know how little is needed.
@@ -280,7 +280,7 @@ TEST(SparseConv, IsExactForSmallWholeNumbers) {
 TEST(SparseConv, CompressionFindsEveryPositionAgain) {
   for (const Case& c : cases()) {
     const auto positions = draw_positions(c);
-    std::vector<std::uint32_t> place, place2;
+    kernels::EntryIndices place, place2;
     for (const int threads : {1, 3}) {
       const Compressed weight =
           compress(c.shape, positions.data(), static_cast<std::int64_t>(positions.size()), place, threads);

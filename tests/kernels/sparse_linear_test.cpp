@@ -46,20 +46,20 @@ TEST(Compress, FindsEveryPositionAgain) {
   for (const Shape& s : kShapes) {
     const auto positions = draw_positions(s);
     const auto nnz = static_cast<std::int64_t>(positions.size());
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     const Compressed m = compress(s.rows, s.columns, positions.data(), nnz, place, 1);
     ASSERT_EQ(m.nnz(), nnz);
     auto sorted = place;
     std::sort(sorted.begin(), sorted.end());
     for (std::int64_t k = 0; k < nnz; ++k) ASSERT_EQ(sorted[static_cast<std::size_t>(k)], k);  // each place once
     std::vector<std::int64_t> positions2;
-    std::vector<std::uint32_t> place2;
+    kernels::EntryIndices place2;
     row_major(m, positions2, place2, 1);
     EXPECT_EQ(positions2, positions);
     EXPECT_EQ(place2, place);
     RowMajorList list;
     row_major(m, &list, nullptr, 3);
-    std::vector<std::uint32_t> place3;
+    kernels::EntryIndices place3;
     row_major(m, nullptr, &place3, 2);
     EXPECT_EQ(place3, place);
     const RowMajorList expected = list_of(s.rows, s.columns, positions.data(), nnz, 2);
@@ -92,7 +92,7 @@ TEST(Compress, AnyNumberOfThreadsGivesTheSame) {
   for (const Shape& s : kShapes) {
     const auto positions = draw_positions(s);
     const auto nnz = static_cast<std::int64_t>(positions.size());
-    std::vector<std::uint32_t> place1, place3;
+    kernels::EntryIndices place1, place3;
     const Compressed one = compress(s.rows, s.columns, positions.data(), nnz, place1, 1);
     const Compressed three = compress(s.rows, s.columns, positions.data(), nnz, place3, 3);
     EXPECT_EQ(place1, place3);
@@ -177,7 +177,7 @@ struct Problem {
   Shape s;
   int lanes;
   std::vector<std::int64_t> positions;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   Compressed matrix;
   std::vector<T> values, forward_values, bias, x, dy, y, dx, dvalues;
 };

@@ -151,7 +151,8 @@ TEST(RandomInactive, IsUniformByChiSquare) {
   const std::int64_t free = 200, drawn = 60, draws = 3000;
   std::vector<double> counts(300, 0);
   for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(draws); ++i) {
-    for (const auto p : list(random_inactive(*weight, drawn, RandomStream(11, Purpose::test, i)))) {
+    for (const auto p :
+         list(random_outside(weight->numel(), weight->active(), drawn, RandomStream(11, Purpose::test, i)))) {
       ++counts[static_cast<std::size_t>(p)];
     }
   }
@@ -179,10 +180,10 @@ TEST(RandomInactive, LargeDrawsAreUniformAndTheSameForAnyThreads) {
   for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(draws); ++i) {
     at::set_num_threads(1);
     const RandomStream random(12, Purpose::test, i);
-    const at::Tensor one = random_inactive(*weight, drawn, random);
+    const at::Tensor one = random_outside(weight->numel(), weight->active(), drawn, random);
     for (const int threads : {2, 3}) {
       at::set_num_threads(threads);
-      EXPECT_TRUE(torch::equal(random_inactive(*weight, drawn, random), one)) << threads;
+      EXPECT_TRUE(torch::equal(random_outside(weight->numel(), weight->active(), drawn, random), one)) << threads;
     }
     std::vector<double> counts(ranges, 0);
     std::int64_t last = -1;
@@ -208,7 +209,7 @@ TEST(RandomInactive, DrawsFreePositionsEquallyOften) {
   std::vector<int> counts(12, 0);
   constexpr int kDraws = 4000;
   for (std::uint64_t i = 0; i < kDraws; ++i) {
-    const auto drawn = random_inactive(*weight, 3, RandomStream(1, Purpose::test, i));
+    const auto drawn = random_outside(weight->numel(), weight->active(), 3, RandomStream(1, Purpose::test, i));
     ASSERT_EQ(drawn.numel(), 3);
     for (std::int64_t k = 0; k < 3; ++k) {
       ++counts[static_cast<std::size_t>(drawn[k].item<std::int64_t>())];
@@ -223,9 +224,9 @@ TEST(RandomInactive, DrawsFreePositionsEquallyOften) {
     else
       EXPECT_NEAR(counts[i], 1500, 153) << i;
   }
-  EXPECT_TRUE(torch::equal(random_inactive(*weight, 8, RandomStream(1, Purpose::test)),
+  EXPECT_TRUE(torch::equal(random_outside(weight->numel(), weight->active(), 8, RandomStream(1, Purpose::test)),
                            torch::tensor({2, 3, 4, 6, 7, 8, 9, 10}, torch::kInt64)));
-  EXPECT_THROW(random_inactive(*weight, 9, RandomStream(1, Purpose::test)), Error);
+  EXPECT_THROW(random_outside(weight->numel(), weight->active(), 9, RandomStream(1, Purpose::test)), Error);
 }
 
 }  // namespace

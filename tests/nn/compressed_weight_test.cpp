@@ -70,7 +70,7 @@ struct Twins {
   /// Positions of all entries, and where they stand.
   std::pair<at::Tensor, at::Tensor> entries() {
     std::vector<std::int64_t> at;
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     kernels::row_major(*compressed->matrix(), at, place, 1);
     return {positions(at), positions({place.begin(), place.end()})};
   }
@@ -384,7 +384,7 @@ TEST(SparseLinear, IsTheDenseLayerWithTheSameWeights) {
     }
     auto& weight = *sparse->weight();
     std::vector<std::int64_t> at;
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     kernels::row_major(*weight.matrix(), at, place, 1);
     const auto grad = weight.stored_values().grad();
     for (std::size_t i = 0; i < at.size(); ++i) {

@@ -57,7 +57,7 @@ TEST(SparseConv2d, IsTheDenseLayerWithTheSameWeights) {
           EXPECT_TRUE(torch::allclose(sparse->bias.grad(), dense->bias.grad(), 1e-12, 1e-11));
         }
         std::vector<std::int64_t> at;
-        std::vector<std::uint32_t> place;
+        kernels::EntryIndices place;
         kernels::row_major(*sparse->weight()->matrix(), at, place, 1);
         const auto grad = sparse->weight()->stored_values().grad(), full = dense->weight.grad().contiguous().view({-1});
         for (std::size_t i = 0; i < at.size(); ++i) {

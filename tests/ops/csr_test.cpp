@@ -55,7 +55,7 @@ TEST(Csr, RefusesWhatIsNotOne) {
 }
 
 TEST(Csr, ValuesGoToTheirCanonicalPlacesAndBack) {
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   kernels::compress(3, 3, kPositions.data(), 3, place, 1);
   const Tensor values = torch::tensor({1.0, 2.0, 3.0}, torch::kDouble);
   const Tensor canonical = to_canonical(values, place);

@@ -54,7 +54,7 @@ struct Weight {
         .view({s.out, s.in / s.groups, s.kernel[0], s.kernel[1]});
   }
   std::vector<std::int64_t> positions;
-  std::vector<std::uint32_t> place;
+  kernels::EntryIndices place;
   std::shared_ptr<Compressed> compressed;
   Tensor values, forward;
 };

@@ -15,7 +15,7 @@ using torch::Tensor;
 struct Layer {
   Layer() {
     const std::vector<std::int64_t> positions = {1, 3, 5};
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     matrix = std::make_shared<Compressed>(kernels::compress(2, 3, positions.data(), 3, place, 1));
     refresh_forward(*matrix, values, forward);
   }

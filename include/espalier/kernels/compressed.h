@@ -12,12 +12,36 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
 #include <vector>
 
 namespace espalier::kernels {
 
 /// Entries or lines that products look ahead, to ask for their tiles early.
 constexpr std::uint32_t kAhead = 8;
+
+/// Leaves what a vector grows by undefined: its user writes all of it, in parallel.
+template <class T>
+struct Unfilled : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = Unfilled<U>;
+  };
+  template <class U>
+  void construct(U* at) noexcept {
+    ::new (static_cast<void*>(at)) U;
+  }
+  template <class U, class... Arguments>
+  void construct(U* at, Arguments&&... arguments) {
+    ::new (static_cast<void*>(at)) U(std::forward<Arguments>(arguments)...);
+  }
+};
+
+/// Numbers of entries or for them; resize(n) leaves new ones undefined.
+using EntryIndices = std::vector<std::uint32_t, Unfilled<std::uint32_t>>;
+using EntryOffsets = std::vector<std::uint16_t, Unfilled<std::uint16_t>>;
 
 struct CompressedSide {
   /// `lines` lines in a row of the list, of `entries` entries each.
@@ -36,7 +60,7 @@ struct CompressedSide {
   std::vector<Run> runs;                   ///< of all segments
   std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line, and the
                                            ///< last one of the forward side. kAhead zeros follow
-  std::vector<std::uint16_t> inner_index;  ///< of each entry, within its block; ascending in a line. On the backward
+  EntryOffsets inner_index;                ///< of each entry, within its block; ascending in a line. On the backward
                                            ///< side of a matrix kAhead zeros follow; on that of a convolution, which
                                            ///< reads by offsets (ConvOffsets), it is empty
   std::vector<std::int64_t> work;          ///< [chunks + 1] cost of all chunks before, in entries: for sharing out
@@ -51,7 +75,7 @@ struct CompressedSide {
 struct Compressed {
   std::int64_t rows = 0, columns = 0;
   CompressedSide backward, forward;
-  std::vector<std::uint32_t> canonical;  ///< [nnz] for each entry of the forward side, its place in the backward one
+  EntryIndices canonical;  ///< [nnz] for each entry of the forward side, its place in the backward one
   std::int64_t nnz() const { return static_cast<std::int64_t>(canonical.size()); }
 };
 
@@ -83,8 +107,8 @@ struct ConvShape {
 
 /// Entries row by row, columns ascending.
 struct RowMajorList {
-  std::vector<std::uint32_t> start;   ///< [rows + 1]
-  std::vector<std::uint32_t> column;  ///< [nnz]
+  std::vector<std::uint32_t> start;  ///< [rows + 1]
+  EntryIndices column;               ///< [nnz]
 };
 
 /// Places have 32 bits, and kernels look a little ahead.
@@ -92,16 +116,16 @@ constexpr std::int64_t kMostEntries = (std::int64_t{1} << 32) - 4096;
 
 /// The compressed form of these entries, at most kMostEntries. `place[i]` becomes the canonical place of entry i of the
 /// list. Any number of threads gives the same result.
-Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list,
-                    std::vector<std::uint32_t>& place, int threads);
+Compressed compress(std::int64_t rows, std::int64_t columns, const RowMajorList& list, EntryIndices& place,
+                    int threads);
 
 /// The same for a convolution, rows = out, columns = in / groups x taps. A chunk of the backward side is a phase of the
 /// stride (height-major), its lines are the input channels; blocks are of output channels. A block of the forward side
 /// is of input channels of a group.
-Compressed compress(const ConvShape& shape, const RowMajorList& list, std::vector<std::uint32_t>& place, int threads);
+Compressed compress(const ConvShape& shape, const RowMajorList& list, EntryIndices& place, int threads);
 
 /// The inverse: the entries, and the canonical place of each. What is null is not wanted.
-void row_major(const Compressed& matrix, RowMajorList* list, std::vector<std::uint32_t>* place, int threads);
+void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads);
 
 // The same with flat row-major indices into rows x columns, ascending.
 
@@ -109,12 +133,11 @@ RowMajorList list_of(std::int64_t rows, std::int64_t columns, const std::int64_t
                      int threads);
 
 Compressed compress(std::int64_t rows, std::int64_t columns, const std::int64_t* positions, std::int64_t nnz,
-                    std::vector<std::uint32_t>& place, int threads);
-Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz,
-                    std::vector<std::uint32_t>& place, int threads);
+                    EntryIndices& place, int threads);
+Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::int64_t nnz, EntryIndices& place,
+                    int threads);
 
-void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, std::vector<std::uint32_t>& place,
-               int threads);
+void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, EntryIndices& place, int threads);
 
 /// f(row, column, k) for each entry k of the forward side.
 template <class F>

@@ -36,11 +36,9 @@ std::vector<std::int64_t> select_top_counts(const std::vector<at::Tensor>& score
 /// `count` of n positions, ascending; every such set equally likely. Throws Error(usage) unless count <= n.
 at::Tensor random_positions(std::int64_t n, std::int64_t count, const RandomStream& random);
 
-/// `count` positions that are not active, ascending; every such set equally likely. Time and memory go with
-/// nnz + count. Any number of threads gives the same positions. Throws Error(usage) if there are not so many.
-at::Tensor random_inactive(const SparseWeight& weight, std::int64_t count, const RandomStream& random);
-
-/// The same among the positions of 0 .. n-1 that are not `occupied` (ascending).
+/// `count` of the positions 0 .. n-1 that are not `occupied` (ascending); ascending, every such set equally likely.
+/// Time and memory go with the two numbers. Any number of threads gives the same positions. Throws Error(usage) if
+/// there are not so many.
 at::Tensor random_outside(std::int64_t n, const at::Tensor& occupied, std::int64_t count, const RandomStream& random);
 
 /// The positions (ascending) that are not among `others` (ascending).

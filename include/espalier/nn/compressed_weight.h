@@ -73,6 +73,7 @@ class CompressedWeight : public SparseWeight {
   std::int64_t nnz() const override;
   at::Tensor active() const override;
   at::Tensor weights() const override;
+  std::pair<at::Tensor, at::Tensor> entries() const override;
   at::Tensor values() const override;
   std::optional<InitialDraw> initial_draw() const override;
   void keep(const at::Tensor& positions) override;
@@ -106,10 +107,11 @@ class CompressedWeight : public SparseWeight {
   bool is_virgin() const { return matrix_ == nullptr; }
   std::int64_t stored() const { return matrix_->nnz(); }  ///< entries, of M_f or not
   at::Tensor stored_positions() const;
+  at::Tensor positions_of(const kernels::RowMajorList& list) const;
   at::Tensor draw(const at::Tensor& positions) const;
   /// The compressed form of these entries, and the canonical place of each.
   std::shared_ptr<kernels::Compressed> compress(const kernels::RowMajorList& entries,
-                                                std::vector<std::uint32_t>& place) const;
+                                                kernels::EntryIndices& place) const;
   /// Takes over a structure and phi in its canonical order. Replaces tensors, not their TensorImpl; all learn.
   void store(std::shared_ptr<kernels::Compressed> matrix, const at::Tensor& phi);
   /// Stores exactly these entries with phi in their order.
@@ -117,7 +119,7 @@ class CompressedWeight : public SparseWeight {
   void check_count(std::int64_t nnz) const;
   kernels::RowMajorList list_of(const Positions& positions) const;
   /// The entries after a rewiring, and for each the canonical place it had, or TopologyChange::kNewborn.
-  kernels::RowMajorList rewired(const Positions& drop, const Positions& grow, std::vector<std::uint32_t>& from) const;
+  kernels::RowMajorList rewired(const Positions& drop, const Positions& grow, kernels::EntryIndices& from) const;
   kernels::RowMajorList saved_entries(const NamedTensors& tensors, const at::Tensor& values) const;
   at::Tensor& gradient();  ///< of values_, contiguous; zeros where there is none yet
   void materialise();

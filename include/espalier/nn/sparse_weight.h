@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "espalier/kernels/compressed.h"
 #include "espalier/nn/reparametrisation.h"
 
 namespace espalier {
@@ -38,7 +39,7 @@ struct TopologyChange {
   at::Tensor dropped, grown;  ///< positions; undefined = none
   std::optional<double> threshold;
   /// Compressed storage: [nnz] the place that each entry had before, or kNewborn. Empty: all are newborn.
-  std::vector<std::uint32_t> carried;
+  kernels::EntryIndices carried;
   bool for_the_record = false;  ///< it has happened already, without an effect on phi, M_b or an optimiser's state
 };
 
@@ -62,7 +63,9 @@ class SparseWeight {
   virtual std::int64_t nnz() const = 0;    ///< |M_f|
   virtual at::Tensor active() const = 0;   ///< positions in M_f  [nnz]
   virtual at::Tensor weights() const = 0;  ///< w at active()     [nnz]
-  virtual at::Tensor values() const = 0;   ///< phi at active()   [nnz]
+  /// active() and weights() at once: fewer passes over compressed storage.
+  virtual std::pair<at::Tensor, at::Tensor> entries() const { return {active(), weights()}; }
+  virtual at::Tensor values() const = 0;  ///< phi at active()   [nnz]
   /// M_f and M_b become exactly these positions, all active now. What a method calls to draw the first mask: compressed
   /// storage then never holds the others.
   virtual void keep(const at::Tensor& positions) = 0;

@@ -28,7 +28,7 @@ kernels::RowMajorList list_of(const Csr& csr, std::int64_t rows, std::int64_t co
 
 /// canonical[place[i]] = row_major[i], with the places that `compress` and `row_major` give. [nnz], float32 or float64;
 /// outside autograd, like its inverse.
-at::Tensor to_canonical(const at::Tensor& row_major, const std::vector<std::uint32_t>& place);
-at::Tensor from_canonical(const at::Tensor& canonical, const std::vector<std::uint32_t>& place);
+at::Tensor to_canonical(const at::Tensor& row_major, const kernels::EntryIndices& place);
+at::Tensor from_canonical(const at::Tensor& canonical, const kernels::EntryIndices& place);
 
 }  // namespace espalier::ops

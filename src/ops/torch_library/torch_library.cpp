@@ -80,12 +80,12 @@ class SparseWeight : public torch::CustomClassHolder {
   const ConvShape& conv() const { return conv_; }
   std::int64_t nnz() const { return matrix_->nnz(); }
   const std::shared_ptr<const Compressed>& matrix() const { return matrix_; }
-  const std::vector<std::uint32_t>& place() const { return place_; }
+  const kernels::EntryIndices& place() const { return place_; }
 
   /// Flat row-major indices, int64 [nnz].
   at::Tensor positions() const {
     std::vector<std::int64_t> positions;
-    std::vector<std::uint32_t> place;
+    kernels::EntryIndices place;
     kernels::row_major(*matrix_, positions, place, at::get_num_threads());
     return torch::tensor(positions, torch::kInt64);
   }
@@ -106,7 +106,7 @@ class SparseWeight : public torch::CustomClassHolder {
   Sizes shape_;
   ConvShape conv_;  // of a linear layer: nothing but defaults
   std::shared_ptr<const Compressed> matrix_;
-  std::vector<std::uint32_t> place_;  // [nnz] canonical place of each entry, row-major
+  kernels::EntryIndices place_;  // [nnz] canonical place of each entry, row-major
   mutable std::mutex mutex_;
   mutable std::shared_ptr<const ConvPlan> plan_;
 };
