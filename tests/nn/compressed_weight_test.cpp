@@ -89,6 +89,10 @@ struct Twins {
     ASSERT_EQ(masked->nnz(), compressed->nnz()) << where;
     EXPECT_TRUE(same(masked->values(), compressed->values())) << where;
     EXPECT_TRUE(same(masked->weights(), compressed->weights())) << where;
+    for (const SparseWeight* s : {masked.get(), static_cast<SparseWeight*>(compressed.get())}) {
+      const auto [at, weights] = s->entries();
+      EXPECT_TRUE(torch::equal(at, s->active()) && torch::equal(weights, s->weights())) << where;
+    }
     EXPECT_TRUE(torch::equal(masked->trainable(), compressed->trainable())) << where;
     EXPECT_TRUE(same(masked->all_values(), compressed->all_values())) << where;
     if (!masked_momentum.defined()) return;
@@ -304,6 +308,7 @@ TEST(CompressedWeight, WrongPositionsChangeNothing) {
   CompressedWeight s("w", {2, 3}, torch::kDouble);
   s.from_dense(torch::tensor({1.0, 0.0, 3.0, 0.0, 5.0, 6.0}, torch::kDouble).view({2, 3}));
   EXPECT_THROW(s.rewire({positions({4, 2}), {}, {}, {}}), Error);  // not ascending
+  EXPECT_THROW(s.rewire({positions({4, 4}), {}, {}, {}}), Error);  // one of them twice
   EXPECT_THROW(s.rewire({positions({1}), {}, {}, {}}), Error);     // not active
   EXPECT_THROW(s.rewire({positions({6}), {}, {}, {}}), Error);     // outside
   EXPECT_THROW(s.rewire({{}, positions({2}), {}, {}}), Error);     // active already
@@ -313,6 +318,24 @@ TEST(CompressedWeight, WrongPositionsChangeNothing) {
   EXPECT_THROW(CompressedWeight("w", {0, 6}), Error);
   EXPECT_TRUE(torch::equal(s.active(), positions({0, 2, 4, 5})));
   EXPECT_TRUE(torch::equal(s.weights(), torch::tensor({1.0, 3.0, 5.0, 6.0}, torch::kDouble)));
+}
+
+// A long list is read by several threads, and the first wrong number is what is named.
+TEST(CompressedWeight, NamesTheFirstWrongPositionOfALongList) {
+  CompressedWeight s("w", {400, 1000});
+  for (const int threads : {1, 3}) {
+    at::set_num_threads(threads);
+    at::Tensor list = torch::arange(0, 400000, 2, torch::kInt64);
+    list[70000] = 139998;  // as the one before it
+    list[199999] = 400000;
+    try {
+      s.keep(list);
+      ADD_FAILURE() << threads;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("found 139998 at number 70000"), std::string::npos) << error.what();
+    }
+  }
+  at::set_num_threads(1);
 }
 
 TEST(CompressedWeight, ArchiveAndStateComeBack) {
