@@ -53,7 +53,7 @@ Training::Training(const Task& task, const std::string& storage, double sparsity
 }
 
 at::Tensor Training::step(const Batch& batch) {
-  const at::Tensor loss = nn::cross_entropy(net->forward(batch.first), batch.second);
+  const at::Tensor loss = nn::cross_entropy(net->logits(batch.first), batch.second);
   loss.backward();
   sparsifier->step(*optim);
   return loss.detach();

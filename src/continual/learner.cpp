@@ -348,11 +348,12 @@ class Learner {
     const auto [batch, task] = batch_of(live.clock.step);
     const double rate = live.lr * train::schedule_factor(config_.schedule, live.clock.step, live.clock);
     for (auto& group : live.optimizer->param_groups()) group.options().set_lr(rate);
-    at::Tensor logits = live.model.network->forward(batch.images);
+    nn::Activation logits = live.model.network->logits(batch.images);
     if (live.batches.size() > 1) {
-      logits = logits.slice(1, live.first_logit[task], live.first_logit[task] + live.logits[task]);
+      logits = logits.plain().slice(1, live.first_logit[task], live.first_logit[task] + live.logits[task]);
     }
-    const at::Tensor loss = nn::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
+    std::int64_t correct = 0;
+    const at::Tensor loss = nn::cross_entropy(logits, batch.labels, config_.train.label_smoothing, &correct);
     const double loss_value = loss.item<double>();
     ESPALIER_CHECK(std::isfinite(loss_value), ErrorKind::diverged,
                    "task {}, step {} of its {}: the loss is {}. The learning rate was {:g}: lower [optim].lr, or set "
@@ -372,7 +373,7 @@ class Learner {
 
     live.running.samples += batch.size();
     live.running.loss_sum += loss_value * static_cast<double>(batch.size());
-    live.running.correct += logits.detach().argmax(1).eq(batch.labels).sum().item<std::int64_t>();
+    live.running.correct += correct;
     const char* phase = live.retraining ? "retrain" : "train";
     if (falls_on(live.clock.step, config_.log.every, live.clock)) {
       event("step", {{"task", number()}, {"phase", phase}, {"loss", loss_value}, {"lr", rate}});

@@ -293,7 +293,7 @@ class LayerList : public Network {
   }
 
  protected:
-  Tensor compute(const Tensor& images, const Trace& trace) override {
+  Activation compute(const Tensor& images, const Trace& trace) override {
     Activation x = images;
     for (std::size_t i = 0; i < steps_.size(); ++i) {
       const Step& step = steps_[i];
@@ -304,7 +304,7 @@ class LayerList : public Network {
         x = step.name.empty() ? step.apply(x) : trace(step.name, step.apply(x));
       }
     }
-    return x.plain();
+    return x;
   }
 
  private:

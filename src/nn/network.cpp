@@ -45,14 +45,16 @@ void check_images(const torch::Tensor& images, const InputShape& s) {
 
 std::string InputShape::text() const { return fmt::format("{}x{}x{}", channels, height, width); }
 
-torch::Tensor Network::forward(const torch::Tensor& images) {
-  check_images(images, input_);
-  return compute(images, Trace());
-}
+torch::Tensor Network::forward(const torch::Tensor& images) { return logits(images).plain(); }
 
 torch::Tensor Network::forward(const torch::Tensor& images, const Observer& observer) {
   check_images(images, input_);
-  return compute(images, observer ? Trace(observer) : Trace());
+  return compute(images, observer ? Trace(observer) : Trace()).plain();
+}
+
+Activation Network::logits(const torch::Tensor& images) {
+  check_images(images, input_);
+  return compute(images, Trace());
 }
 
 Wiring Network::wiring() const {

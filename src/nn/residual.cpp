@@ -221,11 +221,11 @@ class ResNet20 : public Network {
   Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "linear"); }
 
  protected:
-  Tensor compute(const Tensor& images, const Trace& trace) override {
+  Activation compute(const Tensor& images, const Trace& trace) override {
     Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = batch_norm_relu(bn1_, "bn1", x, trace);
     x = global_average(blocks_.forward(x, trace));
-    return trace("linear", linear_(x)).plain();
+    return trace("linear", linear_(x));
   }
 
  private:
@@ -263,11 +263,11 @@ class ResNet50 : public Network {
   Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "fc"); }
 
  protected:
-  Tensor compute(const Tensor& images, const Trace& trace) override {
+  Activation compute(const Tensor& images, const Trace& trace) override {
     Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = max_pool(batch_norm_relu(bn1_, "bn1", x, trace), {{3, 3}, {2, 2}, {1, 1}});
     x = global_average(blocks_.forward(x, trace));
-    return trace("fc", fc_(x)).plain();
+    return trace("fc", fc_(x));
   }
 
  private:
@@ -307,11 +307,11 @@ class WideResNet : public Network {
   Wiring wiring() const override { return blocks_.wiring(input_shape().channels, "fc"); }
 
  protected:
-  Tensor compute(const Tensor& images, const Trace& trace) override {
+  Activation compute(const Tensor& images, const Trace& trace) override {
     Activation x = ahead_of(blocks_.first(), trace("conv1", conv1_(images)));
     x = blocks_.forward(x, trace);
     x = global_average(batch_norm_relu(bn1_, "bn1", x, trace));
-    return trace("fc", fc_(x)).plain();
+    return trace("fc", fc_(x));
   }
 
  private:

@@ -20,28 +20,57 @@ using torch::autograd::variable_list;
 /// Logits that a thread takes at least.
 constexpr std::int64_t kLogits = 16384;
 
+/// Logits as they lie, contiguous, and what belongs to them.
+struct Samples {
+  at::Tensor logits;  // [samples, features], or tiles
+  bool tiled;
+  TileLayout layout;
+  at::Tensor labels;  // [samples]
+  double smoothing;
+};
+
 /// The mean loss; the gradient too where it is defined.
-at::Tensor mean_loss(const at::Tensor& logits, const at::Tensor& labels, double smoothing, at::Tensor& gradient) {
-  const std::int64_t rows = logits.size(0), classes = logits.size(1);
-  std::vector<double> loss(static_cast<std::size_t>(rows));
-  with_type(logits, [&](auto zero) {
+at::Tensor mean_loss(const Samples& s, at::Tensor& gradient, std::int64_t* correct) {
+  const std::int64_t samples = s.layout.samples, classes = s.layout.features;
+  std::vector<double> loss(static_cast<std::size_t>(samples));
+  std::vector<std::uint8_t> is_correct(static_cast<std::size_t>(samples));
+  const double scale = 1 / static_cast<double>(samples);
+  with_type(s.logits, [&](auto zero) {
     using T = decltype(zero);
+    const auto& k = kernels::active().cross_entropy<T>();
+    const T* const x = s.logits.data_ptr<T>();
     T* const g = gradient.defined() ? gradient.data_ptr<T>() : nullptr;
-    at::parallel_for(0, rows, std::max<std::int64_t>(1, kLogits / classes), [&](std::int64_t begin, std::int64_t end) {
-      kernels::active().cross_entropy<T>().cross_entropy(logits.data_ptr<T>(), labels.data_ptr<std::int64_t>(), classes,
-                                                         smoothing, 1 / static_cast<double>(rows), g, loss.data(),
-                                                         begin, end);
+    const auto* const labels = s.labels.data_ptr<std::int64_t>();
+    const auto grain = [&](std::int64_t rows) { return std::max<std::int64_t>(1, kLogits / (rows * classes)); };
+    if (!s.tiled) {
+      at::parallel_for(0, samples, grain(1), [&](std::int64_t begin, std::int64_t end) {
+        k.cross_entropy(x, labels, classes, s.smoothing, scale, g, loss.data(), is_correct.data(), begin, end);
+      });
+      return;
+    }
+    constexpr std::int64_t kStep = kernels::kLaneStep, kTile = kernels::kTileLanes;
+    const std::int64_t steps = (samples + kStep - 1) / kStep;
+    at::parallel_for(0, steps, grain(kStep), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t first = begin * kStep, last = 0; first < end * kStep; first = last) {
+        const std::int64_t tile = first / kTile, sample = tile * kTile, at = s.layout.offset(tile);
+        last = std::min(end * kStep, sample + kTile);
+        k.cross_entropy_of_tile(x + at, s.layout.lanes(tile), labels + sample, s.layout.valid(tile), classes,
+                                s.smoothing, scale, g != nullptr ? g + at : nullptr, loss.data() + sample,
+                                is_correct.data() + sample, static_cast<int>(first - sample),
+                                static_cast<int>(last - sample));
+      }
     });
   });
+  if (correct != nullptr) *correct = std::accumulate(is_correct.begin(), is_correct.end(), std::int64_t{0});
   const double sum = std::accumulate(loss.begin(), loss.end(), 0.0);
-  return torch::scalar_tensor(sum / static_cast<double>(rows), logits.options().requires_grad(false));
+  return torch::scalar_tensor(sum / static_cast<double>(samples), s.logits.options().requires_grad(false));
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& logits, const at::Tensor& labels,
-                            double smoothing) {
+  /// s.logits is `logits`, the argument that autograd sees.
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& logits, const Samples& s, std::int64_t* correct) {
     at::Tensor gradient = at::empty(logits.sizes(), logits.options().requires_grad(false));
-    at::Tensor loss = mean_loss(logits, labels, smoothing, gradient);
+    at::Tensor loss = mean_loss(s, gradient, correct);
     ctx->save_for_backward({gradient});
     return loss;
   }
@@ -54,27 +83,41 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   }
 };
 
+/// Of contiguous logits; everything else is checked here.
+at::Tensor checked(Samples s, std::int64_t* correct) {
+  const std::int64_t samples = s.layout.samples, classes = s.layout.features;
+  ESPALIER_CHECK(s.labels.dim() == 1 && s.labels.size(0) == samples && s.labels.scalar_type() == at::kLong,
+                 ErrorKind::usage, "cross-entropy: labels are {} [{}]; expected {} [{}]",
+                 c10::toString(s.labels.scalar_type()), fmt::join(s.labels.sizes(), ", "), c10::toString(at::kLong),
+                 samples);
+  ESPALIER_CHECK(s.smoothing >= 0 && s.smoothing <= 1, ErrorKind::usage,
+                 "cross-entropy: smoothing = {}; expected 0 to 1", s.smoothing);
+  s.labels = s.labels.contiguous();
+  const auto* const first = s.labels.data_ptr<std::int64_t>();
+  const auto [least, most] = std::minmax_element(first, first + samples);
+  ESPALIER_CHECK(*least >= 0 && *most < classes, ErrorKind::usage,
+                 "cross-entropy: a label is {}; expected 0 to {}, one less than there are logits",
+                 *least < 0 ? *least : *most, classes - 1);
+  if (at::GradMode::is_enabled() && s.logits.requires_grad()) return CrossEntropy::apply(s.logits, s, correct);
+  at::Tensor none;
+  return mean_loss(s, none, correct);
+}
+
 }  // namespace
 
-at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& labels, double smoothing) {
+at::Tensor cross_entropy(const at::Tensor& logits, const at::Tensor& labels, double smoothing, std::int64_t* correct) {
   ESPALIER_CHECK(logits.dim() == 2 && logits.size(0) > 0 && logits.size(1) > 0, ErrorKind::usage,
                  "cross-entropy: logits of [{}]; expected [samples, classes], one of each at least",
                  fmt::join(logits.sizes(), ", "));
-  ESPALIER_CHECK(labels.dim() == 1 && labels.size(0) == logits.size(0) && labels.scalar_type() == at::kLong,
-                 ErrorKind::usage, "cross-entropy: labels are {} [{}]; expected {} [{}]",
-                 c10::toString(labels.scalar_type()), fmt::join(labels.sizes(), ", "), c10::toString(at::kLong),
-                 logits.size(0));
-  ESPALIER_CHECK(smoothing >= 0 && smoothing <= 1, ErrorKind::usage, "cross-entropy: smoothing = {}; expected 0 to 1",
-                 smoothing);
-  const at::Tensor targets = labels.contiguous(), in = logits.contiguous();
-  const auto* const first = targets.data_ptr<std::int64_t>();
-  const auto [least, most] = std::minmax_element(first, first + targets.numel());
-  ESPALIER_CHECK(*least >= 0 && *most < logits.size(1), ErrorKind::usage,
-                 "cross-entropy: a label is {}; expected 0 to {}, one less than there are logits",
-                 *least < 0 ? *least : *most, logits.size(1) - 1);
-  if (at::GradMode::is_enabled() && in.requires_grad()) return CrossEntropy::apply(in, targets, smoothing);
-  at::Tensor none;
-  return mean_loss(in, targets, smoothing, none);
+  return checked({logits.contiguous(), false, {logits.size(0), logits.size(1)}, labels, smoothing}, correct);
+}
+
+at::Tensor cross_entropy(const at::Tensor& tiles, const TileLayout& layout, const at::Tensor& labels, double smoothing,
+                         std::int64_t* correct) {
+  ESPALIER_CHECK(tiles.dim() == 1 && tiles.numel() == layout.numel() && tiles.numel() > 0, ErrorKind::usage,
+                 "cross-entropy: tiles of {} samples with {} classes have {} entries, one at least; found {}",
+                 layout.samples, layout.features, layout.numel(), tiles.numel());
+  return checked({tiles.contiguous(), true, layout, labels, smoothing}, correct);
 }
 
 }  // namespace espalier::ops

@@ -34,7 +34,7 @@ void retrain(const RunConfig& config, const RunData& data, SparseModel& model, s
     const data::Batch batch =
         batches.batch(first_epoch + s / batches.batches_per_epoch(), s % batches.batches_per_epoch());
     const at::Tensor loss =
-        nn::cross_entropy(model.network->forward(batch.images), batch.labels, config.train.label_smoothing);
+        nn::cross_entropy(model.network->logits(batch.images), batch.labels, config.train.label_smoothing);
     ESPALIER_CHECK(std::isfinite(loss.item<double>()), ErrorKind::diverged,
                    "retraining: the loss is {} at step {}; lower --retrain-lr ({:g})", loss.item<double>(), s + 1,
                    config.optim.lr);

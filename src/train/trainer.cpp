@@ -140,8 +140,9 @@ class Run {
     const double rate = config_.optim.lr * schedule_factor(config_.schedule, step_, clock_);
     for (auto& group : optimizer_->param_groups()) group.options().set_lr(rate);
 
-    const at::Tensor logits = model_.network->forward(batch.images);
-    const at::Tensor loss = nn::cross_entropy(logits, batch.labels, config_.train.label_smoothing);
+    std::int64_t correct = 0;
+    const at::Tensor loss =
+        nn::cross_entropy(model_.network->logits(batch.images), batch.labels, config_.train.label_smoothing, &correct);
     const double loss_value = loss.item<double>();
     if (!std::isfinite(loss_value)) diverged(batch, loss_value, rate);
     loss.backward();
@@ -155,7 +156,7 @@ class Run {
 
     running_.samples += batch.size();
     running_.loss_sum += loss_value * static_cast<double>(batch.size());
-    running_.correct += correct_of(logits, batch.labels);
+    running_.correct += correct;
     samples_ += batch.size();
     seconds_ += seconds_since(start);
     write_topology();
@@ -174,11 +175,6 @@ class Run {
     if (step_ % per_epoch == 0 || last) end_of_epoch();
     if (last || falls_on(step_, config_.train.eval_every, clock_)) validate();
     if (last || falls_on(step_, config_.checkpoint.every, clock_)) save(true);
-  }
-
-  static std::int64_t correct_of(const at::Tensor& logits, const at::Tensor& labels) {
-    const torch::NoGradGuard no_grad;
-    return logits.detach().argmax(1).eq(labels).sum().item<std::int64_t>();
   }
 
   void end_of_epoch() {

@@ -323,6 +323,7 @@ TEST(CompressedWeight, WrongPositionsChangeNothing) {
 // A long list is read by several threads, and the first wrong number is what is named.
 TEST(CompressedWeight, NamesTheFirstWrongPositionOfALongList) {
   CompressedWeight s("w", {400, 1000});
+  const int threads_before = at::get_num_threads();
   for (const int threads : {1, 3}) {
     at::set_num_threads(threads);
     at::Tensor list = torch::arange(0, 400000, 2, torch::kInt64);
@@ -335,7 +336,7 @@ TEST(CompressedWeight, NamesTheFirstWrongPositionOfALongList) {
       EXPECT_NE(std::string(error.what()).find("found 139998 at number 70000"), std::string::npos) << error.what();
     }
   }
-  at::set_num_threads(1);
+  at::set_num_threads(threads_before);
 }
 
 TEST(CompressedWeight, ArchiveAndStateComeBack) {

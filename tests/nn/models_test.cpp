@@ -13,6 +13,7 @@
 #include "espalier/core/random.h"
 #include "espalier/nn/compressed_layer.h"
 #include "espalier/nn/init.h"
+#include "espalier/nn/loss.h"
 
 namespace espalier::nn {
 namespace {
@@ -326,6 +327,38 @@ TEST(Models, TrainAFewSteps) {
     // ln 10 = 2.30 is a guess; 16 samples are learnt by heart.
     EXPECT_LT(last, first - 0.02) << info.name;
     EXPECT_TRUE(images.equal(kept)) << info.name;
+  }
+}
+
+// A loss of logits in tiles is the loss of logits, behind every model and in both storages. The two networks are the
+// same one made twice; in double, sums in another order differ by some 1e-13.
+TEST(Models, TheLossOfLogitsAsTheyLeaveTheLastLayer) {
+  torch::manual_seed(1);
+  for (const ModelInfo& info : known_models()) {
+    for (const char* storage : {"masked", "compressed"}) {
+      ModelOptions options = example(info.name);
+      options.storage = storage;
+      const auto images = torch::rand({5, 3, 32, 32});
+      const auto labels = torch::randint(10, {5}, torch::kLong);
+      std::vector<at::Tensor> gradients[2], losses;
+      for (const bool plain : {true, false}) {
+        auto net = make_model(options, kCifar, 10, 1);
+        std::int64_t correct = -1;
+        const Activation logits = net->logits(images);
+        EXPECT_EQ(logits.is_tiled(), storage == std::string("compressed")) << info.name;
+        losses.push_back(plain ? torch::cross_entropy_loss(net->forward(images), labels)
+                               : cross_entropy(logits, labels, 0, &correct));
+        losses.back().backward();
+        for (const auto& p : net->parameters()) gradients[plain ? 0 : 1].push_back(p.grad());
+        if (plain) continue;
+        EXPECT_EQ(correct, logits.plain().argmax(1).eq(labels).sum().item<std::int64_t>()) << info.name;
+      }
+      EXPECT_NEAR(losses[0].item<double>(), losses[1].item<double>(), 1e-5) << info.name << ", " << storage;
+      for (std::size_t i = 0; i < gradients[0].size(); ++i) {
+        const double off = (gradients[0][i] - gradients[1][i]).norm().item<double>();
+        EXPECT_LE(off, 1e-4 * gradients[0][i].norm().item<double>() + 1e-6) << info.name << ", " << storage;
+      }
+    }
   }
 }
 

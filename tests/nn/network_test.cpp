@@ -165,7 +165,7 @@ class TwoLayers : public Network {
   }
 
  protected:
-  torch::Tensor compute(const torch::Tensor& images, const Trace& trace) override {
+  Activation compute(const torch::Tensor& images, const Trace& trace) override {
     const auto x = a_->forward(images.flatten(1)).relu();
     return trace("b", b_->forward(hide_ ? x : trace("a", x)));
   }

@@ -68,6 +68,39 @@ TEST(CrossEntropy, TakesASliceOfTheLogitsAndHasTheSameBitsForAnyNumberOfThreads)
   EXPECT_NEAR(loss.item<double>(), reference(all.slice(1, 100, 800), labels, 0).item<double>(), 1e-5);
 }
 
+TEST(CrossEntropy, OfTilesIsThatOfRows) {
+  torch::manual_seed(4);
+  const int threads_before = at::get_num_threads();
+  for (const std::int64_t samples : {1, 17, 64, 70, 150}) {  // ragged tiles
+    for (const auto type : {torch::kFloat, torch::kDouble}) {
+      const std::int64_t classes = 333;
+      const at::Tensor labels = torch::randint(classes, {samples}, torch::kInt64);
+      const at::Tensor x = 3 * torch::randn({samples, classes}, type);
+      for (std::int64_t i = 0; i < samples; i += 3) x[i][labels[i].item<std::int64_t>()] = 20;  // right
+      if (samples > 60) x[60][0] = 20;                                                          // but for a tie
+      const double tolerance = type == torch::kFloat ? 1e-5 : 1e-13;
+      at::Tensor of_one_thread;
+      for (const int threads : {1, 2, 3}) {
+        at::set_num_threads(threads);
+        at::Tensor rows = x.clone().requires_grad_(), also = x.clone().requires_grad_();
+        std::int64_t correct = -1, correct_too = -1;
+        const at::Tensor loss = cross_entropy(rows, labels, 0.1, &correct);
+        const TileLayout layout{samples, classes};
+        const at::Tensor of_tiles = cross_entropy(to_tiles(also), layout, labels, 0.1, &correct_too);
+        (loss * 2).backward();
+        (of_tiles * 2).backward();
+        EXPECT_NEAR(loss.item<double>(), of_tiles.item<double>(), tolerance) << samples;
+        EXPECT_TRUE(torch::allclose(rows.grad(), also.grad(), 0, tolerance)) << samples;
+        EXPECT_EQ(correct, x.argmax(1).eq(labels).sum().item<std::int64_t>()) << samples;
+        EXPECT_EQ(correct_too, correct) << samples;
+        if (threads == 1) of_one_thread = also.grad();
+        EXPECT_TRUE(torch::equal(also.grad(), of_one_thread)) << samples << " samples, threads " << threads;
+      }
+    }
+  }
+  at::set_num_threads(threads_before);
+}
+
 TEST(CrossEntropy, RetainedGraphGivesTheSameGradientTwice) {
   at::Tensor x = torch::tensor({{1.0, 2.0, 3.0}}, torch::kDouble).requires_grad_();
   const at::Tensor loss = cross_entropy(x, torch::tensor({1}, torch::kInt64));
@@ -96,6 +129,12 @@ TEST(CrossEntropy, RefusesWhatItCannotTake) {
   expect(logits.view({-1}), good, 0, "logits of [6]");
   expect(torch::empty({0, 3}), torch::empty({0}, torch::kInt64), 0, "logits of [0, 3]");
   expect(logits.to(torch::kHalf), good, 0, "float32 and float64; found Half");
+  try {
+    cross_entropy(torch::randn({47}), {2, 3}, good);
+    ADD_FAILURE();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("tiles of 2 samples with 3 classes have 48 entries"), std::string::npos);
+  }
   at::Tensor x = logits.clone().requires_grad_();
   const at::Tensor gradient = torch::autograd::grad({cross_entropy(x, good)}, {x}, {}, true, true)[0];
   EXPECT_THROW(gradient.sum().backward(), std::runtime_error);  // differentiable once

@@ -68,6 +68,9 @@ class Network : public torch::nn::Module {
   /// Throws Error(usage) unless images is [N, C, H, W] of input_shape().
   torch::Tensor forward(const torch::Tensor& images);
   torch::Tensor forward(const torch::Tensor& images, const Observer& observer);
+  /// The same as the last layer leaves them, in batch tiles where that is sparse: nn::cross_entropy (loss.h) takes them
+  /// so, which spares two of the four conversions of a training step.
+  Activation logits(const torch::Tensor& images);
 
   InputShape input_shape() const { return input_; }
   std::int64_t classes() const { return classes_; }
@@ -76,8 +79,8 @@ class Network : public torch::nn::Module {
 
  protected:
   Network(InputShape input, std::int64_t classes) : input_(input), classes_(classes) {}
-  /// Hands every layer's output to `trace`: `x = trace("conv1", conv1->forward(x));`
-  virtual torch::Tensor compute(const torch::Tensor& images, const Trace& trace) = 0;
+  /// The logits. Hands every layer's output to `trace`: `x = trace("conv1", conv1->forward(x));`
+  virtual Activation compute(const torch::Tensor& images, const Trace& trace) = 0;
 
  private:
   InputShape input_;
