@@ -2,8 +2,11 @@
 // pending_dots-inl.h. What was measured stands in docs/kernels.md.
 
 /// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
-constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 12;
-constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 8;
+constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 6;
+/// Vectors of a pixel that go together: whole lines of memory.
+template <class T>
+constexpr int kVectorsTogether = kVectorBytes == 32 && kLanes<T> < kImageLanes ? 2 : 1;
+constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 4;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
 template <int most, int width = most, class F>
@@ -52,27 +55,31 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
                                std::uint32_t entries, const std::uint16_t* ahead, const T* bias, const T* x,
                                std::int64_t x_row, std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane,
                                bool first_block) {
-  constexpr int pixels = rows * width;
-  Vec<T> sum[lines][pixels];
+  constexpr int vectors = kVectorsTogether<T>, sums = rows * width * vectors;
+  const auto of_y = [&](int p) __attribute__((always_inline)) {
+    const int pixel = p / vectors;
+    return pixel / width * y_row + pixel % width * kImageLanes + p % vectors * kLanes<T>;
+  };
+  Vec<T> sum[lines][sums];
 #pragma GCC unroll 8
   for (int l = 0; l < lines; ++l) {
     const T start = first_block && bias != nullptr ? bias[line[l]] : T(0);
 #pragma GCC unroll 16
-    for (int p = 0; p < pixels; ++p) {
-      sum[l][p] =
-          first_block ? broadcast(start) : load(y + line[l] * y_plane + p / width * y_row + p % width * kImageLanes);
+    for (int p = 0; p < sums; ++p) {
+      sum[l][p] = first_block ? broadcast(start) : load(y + line[l] * y_plane + of_y(p));
     }
   }
 #pragma GCC unroll 16
-  for (int p = 0; p < pixels; ++p) {
-    __builtin_prefetch(y + *ahead * y_plane + p / width * y_row + p % width * kImageLanes, 1);
+  for (int p = 0; p < sums; p += vectors) {
+    __builtin_prefetch(y + *ahead * y_plane + of_y(p), 1);
   }
   const auto add = [&](int l, std::int64_t at, Vec<T> w) __attribute__((always_inline)) {
     const T* const in = in_register(x + at * unit);
 #pragma GCC unroll 16
-    for (int p = 0; p < pixels; ++p) {
-      const std::int64_t across = step > 0 ? p % width * step * kImageLanes : p % width * x_step;
-      sum[l][p] += w * load(in + p / width * x_row + across);
+    for (int p = 0; p < sums; ++p) {
+      const int pixel = p / vectors;
+      const std::int64_t across = step > 0 ? pixel % width * step * kImageLanes : pixel % width * x_step;
+      sum[l][p] += w * load(in + pixel / width * x_row + across + p % vectors * kLanes<T>);
     }
   };
   std::uint32_t k = 0;
@@ -96,8 +103,8 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
 #pragma GCC unroll 8
   for (int l = 0; l < lines; ++l) {
 #pragma GCC unroll 16
-    for (int p = 0; p < pixels; ++p) {
-      store(y + line[l] * y_plane + p / width * y_row + p % width * kImageLanes, sum[l][p]);
+    for (int p = 0; p < sums; ++p) {
+      store(y + line[l] * y_plane + of_y(p), sum[l][p]);
     }
   }
 }
@@ -107,7 +114,7 @@ template <class T, int rows, int width, int step, int unit>
 inline void conv_forward_block(const CompressedSide& side, std::int64_t block, const std::int32_t* offsets,
                                const T* values, const T* bias, const T* x, std::int64_t x_row, std::int64_t x_step,
                                T* y, std::int64_t y_row, std::int64_t y_plane) {
-  constexpr int together = std::clamp(8 / (rows * width), 1, 4);
+  constexpr int together = std::clamp(8 / (rows * width * kVectorsTogether<T>), 1, 4);
   for (std::int64_t chunk = 0; chunk < side.chunks(); ++chunk) {
     const CompressedSide::Segment* segment = side.segment(block, chunk);
     const std::uint16_t* line = side.outer_index.data() + segment->line;
@@ -154,7 +161,7 @@ inline void conv_forward_lanes(const CompressedSide& side, const std::int32_t* o
 template <class T>
 void conv_forward(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
                   const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y) {
-  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+  for (int lane = 0; lane < kImageLanes; lane += kVectorsTogether<T> * kLanes<T>) {
     switch (stride[1]) {
       case 1: conv_forward_lanes<T, 1>(side, offsets, values, bias, stride, part, x + lane, y + lane); break;
       case 2: conv_forward_lanes<T, 2>(side, offsets, values, bias, stride, part, x + lane, y + lane); break;
@@ -167,7 +174,7 @@ void conv_forward(const CompressedSide& side, const std::int32_t* offsets, const
 template <class T>
 void conv_forward_alone(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
                         std::int64_t begin, std::int64_t end, std::int64_t y_plane, const T* x, T* y) {
-  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+  for (int lane = 0; lane < kImageLanes; lane += kVectorsTogether<T> * kLanes<T>) {
     each_strip_of<kForwardPixels>(end - begin, [&](auto width, std::int64_t first) {
       const std::int64_t at = (begin + first) * kImageLanes + lane;
       for (std::int64_t block = 0; block < side.blocks(); ++block) {
@@ -184,7 +191,15 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
                                 const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
                                 std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
                                 bool add, T* dvalues) {
-  constexpr int pixels = rows * width;
+  constexpr int vectors = kVectorsTogether<T>, sums = rows * width * vectors;
+  const auto of_x = [&](int p) __attribute__((always_inline)) {
+    const int pixel = p / vectors;
+    return pixel / width * x_row + pixel % width * x_step + p % vectors * kLanes<T>;
+  };
+  const auto of_dy = [&](int p) __attribute__((always_inline)) {
+    const int pixel = p / vectors;
+    return pixel / width * dy_row + pixel % width * kImageLanes + p % vectors * kLanes<T>;
+  };
   const CompressedSide::Segment* segment = side.segment(block, phase);
   const std::uint16_t* line = side.outer_index.data() + segment->line;
   const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
@@ -194,20 +209,18 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
     const CompressedSide::Run run = side.runs[r];
     for (std::uint32_t i = 0; i < run.lines; ++i) {
       const std::int64_t at = *line++ * x_plane;
-      Vec<T> xs[pixels];
-      [[maybe_unused]] Vec<T> sum[pixels];
+      Vec<T> xs[sums];
+      [[maybe_unused]] Vec<T> sum[sums];
 #pragma GCC unroll 16
-      for (int p = 0; p < pixels; ++p) {
-        const std::int64_t pixel = at + p / width * x_row + p % width * x_step;
-        xs[p] = load(x + pixel);
-        if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + pixel) : Vec<T>{};
+      for (int p = 0; p < sums; ++p) {
+        xs[p] = load(x + at + of_x(p));
+        if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + at + of_x(p)) : Vec<T>{};
       }
       const std::int64_t ahead = *std::min(line, last) * x_plane;
 #pragma GCC unroll 16
-      for (int p = 0; p < pixels; ++p) {
-        const std::int64_t pixel = ahead + p / width * x_row + p % width * x_step;
-        __builtin_prefetch(x + pixel);
-        if constexpr (input_gradient) __builtin_prefetch(dx + pixel, 1);
+      for (int p = 0; p < sums; p += vectors) {
+        __builtin_prefetch(x + ahead + of_x(p));
+        if constexpr (input_gradient) __builtin_prefetch(dx + ahead + of_x(p), 1);
       }
       for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
         const std::uint32_t end = std::min(line_end, k + PendingDots<T, 32>::kSegment);
@@ -218,22 +231,22 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
           [[maybe_unused]] Vec<T> w;
           if constexpr (input_gradient) w = broadcast(values[k]);
           // Two chains, as in matrices.
-          constexpr int half = pixels > 4 ? (pixels + 1) / 2 : pixels;
+          constexpr int half = sums > 4 ? (sums + 1) / 2 : sums;
           Vec<T> product{}, second{};
 #pragma GCC unroll 16
-          for (int p = 0; p < pixels; ++p) {
-            const Vec<T> gradient = in_register<T>(load(g + p / width * dy_row + p % width * kImageLanes));
+          for (int p = 0; p < sums; ++p) {
+            const Vec<T> gradient = in_register<T>(load(g + of_dy(p)));
             if constexpr (input_gradient) sum[p] += w * gradient;
             Vec<T>& chain = p < half ? product : second;
             chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
           }
-          *dot++ = half < pixels ? product + second : product;
+          *dot++ = half < sums ? product + second : product;
         }
         dots.flush_full();
       }
       if constexpr (input_gradient) {
 #pragma GCC unroll 16
-        for (int p = 0; p < pixels; ++p) store(dx + at + p / width * x_row + p % width * x_step, sum[p]);
+        for (int p = 0; p < sums; ++p) store(dx + at + of_x(p), sum[p]);
       }
     }
   }
@@ -258,7 +271,7 @@ void conv_backward(const CompressedSide& side, std::int64_t phase, const std::in
       }
     });
   };
-  for (int lane = 0; lane < kImageLanes; lane += kLanes<T>) {
+  for (int lane = 0; lane < kImageLanes; lane += kVectorsTogether<T> * kLanes<T>) {
     if (dx != nullptr)
       lanes(std::true_type{}, lane);
     else
