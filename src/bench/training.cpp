@@ -67,8 +67,7 @@ void Training::change_topology() {
                      [&](const std::string&, at::Tensor& state) { w->reindex_state(state, change); });
     });
     const RandomStream random(seed_, Purpose::topology, static_cast<std::uint64_t>(w->layer()), changes_);
-    w->rewire(random_exchange(
-        *w, [](const at::Tensor& v) { return drop_smallest(v, kReplaced); }, random));
+    w->rewire(random_exchange(*w, drop_smallest(*w, kReplaced), random));
     w->follow({});
   }
 }

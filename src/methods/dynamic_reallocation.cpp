@@ -161,9 +161,8 @@ void DynamicReallocation::change(const MethodContext& context) {
     const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w.layer()),
                               static_cast<std::uint64_t>(context.clock.step));
     const at::Tensor active = w.active();
-    const at::Tensor leaves = select_top(magnitude[l], w.nnz() - pruned[l]).rest;
-    w.rewire({active.take(leaves), random_outside(w.numel(), active, grown[l], random),
-              birth_.draw(w, grown[l], context), used});
+    const at::Tensor leaves = select_top(magnitude[l], w.nnz() - pruned[l], active).rest;
+    w.rewire({leaves, random_outside(w.numel(), active, grown[l], random), birth_.draw(w, grown[l], context), used});
   }
 }
 

@@ -22,13 +22,12 @@ void RigL::change(const MethodContext& context) {
     const auto k = static_cast<std::int64_t>(fraction * static_cast<double>(w->nnz()));
     if (k == 0) continue;
     const auto [active, weights] = w->entries();
-    const Selection s = select_top(weights.abs(), w->nnz() - k);
-    const at::Tensor kept = active.take(s.chosen), dropped = active.take(s.rest);
+    const auto [kept, dropped, threshold] = select_top(weights.abs_(), w->nnz() - k, active);
     // What was dropped a moment ago may be taken again; it then keeps value and momentum, as if nothing had happened.
     const at::Tensor grown = w->top_gradients(k, kept);
     const at::Tensor leave = without(dropped, grown), enter = without(grown, dropped);
     if (leave.numel() == 0) continue;
-    w->rewire({leave, enter, birth_.draw(*w, enter.numel(), context), s.threshold});
+    w->rewire({leave, enter, birth_.draw(*w, enter.numel(), context), threshold});
   }
 }
 

@@ -137,9 +137,10 @@ std::uint64_t bits_of(const T* v, std::int64_t n, const Of& of) {
   return bits;
 }
 
-/// Splits the indices by the cut. What is null is not wanted.
+/// Splits the indices, or what `of` has at them, by the cut. What is null is not wanted.
 template <class T>
-void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, std::int64_t* rest) {
+void split(const at::Tensor& values, const Cut<T>& cut, const std::int64_t* of, std::int64_t* chosen,
+           std::int64_t* rest) {
   const T* v = values.data_ptr<T>();
   const Parts parts(values.numel());
   // Above the cut and on it, of each part; then of all parts before.
@@ -169,7 +170,11 @@ void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, st
       }
       const std::uint64_t all = n == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1;
       const auto list = [&](std::uint64_t bits, std::int64_t* to) {
-        for (; bits != 0; bits &= bits - 1) *to++ = first + __builtin_ctzll(bits);
+        if (of == nullptr) {
+          for (; bits != 0; bits &= bits - 1) *to++ = first + __builtin_ctzll(bits);
+        } else {
+          for (; bits != 0; bits &= bits - 1) *to++ = of[first + __builtin_ctzll(bits)];
+        }
       };
       if (chosen != nullptr) list(take, chosen + taken);
       if (rest != nullptr) list(~take & all, rest + first - taken);
@@ -179,7 +184,7 @@ void split(const at::Tensor& values, const Cut<T>& cut, std::int64_t* chosen, st
 }
 
 /// select_top, each of its parts only where it is wanted. Returns the threshold.
-double select(const at::Tensor& score, std::int64_t k, at::Tensor* chosen, at::Tensor* rest) {
+double select(const at::Tensor& score, std::int64_t k, const at::Tensor& of, at::Tensor* chosen, at::Tensor* rest) {
   const std::int64_t n = score.numel();
   ESPALIER_CHECK(k >= 0 && k <= n, ErrorKind::usage, "cannot select {} of {}", k, n);
   const at::Tensor values = scores(score);
@@ -192,7 +197,8 @@ double select(const at::Tensor& score, std::int64_t k, at::Tensor* chosen, at::T
     threshold = static_cast<double>(cut.value);
     if (chosen != nullptr) *chosen = torch::empty({k}, torch::kInt64);
     if (rest != nullptr) *rest = torch::empty({n - k}, torch::kInt64);
-    split<T>(values, cut, chosen != nullptr ? chosen->data_ptr<std::int64_t>() : nullptr,
+    split<T>(values, cut, of.defined() ? of.data_ptr<std::int64_t>() : nullptr,
+             chosen != nullptr ? chosen->data_ptr<std::int64_t>() : nullptr,
              rest != nullptr ? rest->data_ptr<std::int64_t>() : nullptr);
   });
   return threshold;
@@ -200,17 +206,17 @@ double select(const at::Tensor& score, std::int64_t k, at::Tensor* chosen, at::T
 
 }  // namespace
 
-Selection select_top(const at::Tensor& score, std::int64_t k) {
+Selection select_top(const at::Tensor& score, std::int64_t k, const at::Tensor& of) {
+  ESPALIER_ASSERT(!of.defined() || (of.numel() == score.numel() && of.is_contiguous()));
   Selection s;
-  s.threshold = select(score, k, &s.chosen, &s.rest);
+  s.threshold = select(score, k, of, &s.chosen, &s.rest);
   return s;
 }
 
 Smallest smallest_weights(const SparseWeight& weight, std::int64_t count) {
+  const auto [active, weights] = weight.entries();
   Smallest s;
-  at::Tensor which;
-  s.threshold = select(weight.weights().abs_(), weight.nnz() - count, nullptr, &which);
-  s.positions = weight.active().take(which);
+  s.threshold = select(weights.abs_(), weight.nnz() - count, active, nullptr, &s.positions);
   return s;
 }
 

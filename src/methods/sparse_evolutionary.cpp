@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <utility>
 
 #include "espalier/core/random.h"
 
@@ -15,31 +16,29 @@ std::int64_t share_of(std::int64_t n, double fraction) {
 
 }  // namespace
 
-Selection drop_smallest(const at::Tensor& weights, double fraction) {
-  const std::int64_t nnz = weights.numel();
-  return select_top(weights.abs(), nnz - share_of(nnz, fraction));
+Selection drop_smallest(const SparseWeight& weight, double fraction) {
+  const auto [active, weights] = weight.entries();
+  return select_top(weights.abs_(), weights.numel() - share_of(weights.numel(), fraction), active);
 }
 
-Selection drop_by_sign(const at::Tensor& w, double fraction) {
+Selection drop_by_sign(const SparseWeight& weight, double fraction) {
+  const auto [active, w] = weight.entries();
   const at::Tensor positive = w.gt(0).nonzero().view({-1}), negative = w.lt(0).nonzero().view({-1});
-  const auto kept_of = [&](const at::Tensor& side) {
+  const auto kept_of = [&, w = w](const at::Tensor& side) {
     const std::int64_t n = side.numel();
     return side.index_select(0, select_top(w.index_select(0, side).abs(), n - share_of(n, fraction)).chosen);
   };
   at::Tensor stays = torch::zeros({w.numel()}, torch::kBool);
   stays.index_fill_(0, kept_of(positive), true);
   stays.index_fill_(0, kept_of(negative), true);
-  Selection s{stays.nonzero().view({-1}), stays.logical_not().nonzero().view({-1}), 0};
-  if (s.rest.numel() > 0) s.threshold = w.index_select(0, s.rest).abs().max().item<double>();
-  return s;
+  const at::Tensor goes = stays.logical_not();
+  const double threshold = goes.any().item<bool>() ? w.masked_select(goes).abs().max().item<double>() : 0;
+  return {active.masked_select(stays), active.masked_select(goes), threshold};
 }
 
-Rewiring random_exchange(const SparseWeight& weight, const std::function<Selection(const at::Tensor&)>& drop,
-                         const RandomStream& random) {
-  const auto [active, weights] = weight.entries();
-  const Selection s = drop(weights);
-  const at::Tensor grow = random_outside(weight.numel(), active.take(s.chosen), s.rest.numel(), random);
-  return {active.take(s.rest), grow, {}, s.threshold};
+Rewiring random_exchange(const SparseWeight& weight, Selection&& connections, const RandomStream& random) {
+  const Selection s = std::move(connections);  // ends here: its lists are as long as the weight
+  return {s.rest, random_outside(weight.numel(), s.chosen, s.rest.numel(), random), {}, s.threshold};
 }
 
 void SparseEvolutionary::describe(Describe& d) {
@@ -58,12 +57,8 @@ void SparseEvolutionary::change(const MethodContext& context) {
   for (SparseWeight* w : context.weights) {
     const RandomStream random(context.seed, Purpose::topology, static_cast<std::uint64_t>(w->layer()),
                               static_cast<std::uint64_t>(context.clock.step));
-    Rewiring exchange = random_exchange(
-        *w,
-        [&](const at::Tensor& weights) {
-          return criterion_ == "sign" ? drop_by_sign(weights, fraction) : drop_smallest(weights, fraction);
-        },
-        random);
+    Rewiring exchange =
+        random_exchange(*w, criterion_ == "sign" ? drop_by_sign(*w, fraction) : drop_smallest(*w, fraction), random);
     if (exchange.grow.numel() == 0) continue;
     exchange.birth_values = birth_.draw(*w, exchange.grow.numel(), context);
     w->rewire(exchange);

@@ -63,14 +63,13 @@ void SparseMomentum::change(const MethodContext& context) {
   for (std::size_t l = 0; l < context.weights.size(); ++l) {
     SparseWeight& w = *context.weights[l];
     const auto [active, weights] = w.entries();
-    const Selection s = select_top(weights.abs(), w.nnz() - removed[l]);
-    const at::Tensor dropped = active.take(s.rest);
+    const auto [kept, dropped, threshold] = select_top(weights.abs_(), w.nnz() - removed[l], active);
     at::Tensor score = momentum_.at(w.name()).view({-1}).abs();
-    score.index_fill_(0, active.take(s.chosen), -1);  // kept: not to be grown
+    score.index_fill_(0, kept, -1);  // kept: not to be grown
     const at::Tensor grown = select_top(score, quotas[l]).chosen;
     const at::Tensor leave = without(dropped, grown), enter = without(grown, dropped);
     if (leave.numel() == 0 && enter.numel() == 0) continue;
-    w.rewire({leave, enter, birth_.draw(w, enter.numel(), context), s.threshold});
+    w.rewire({leave, enter, birth_.draw(w, enter.numel(), context), threshold});
   }
 }
 

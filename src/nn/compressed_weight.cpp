@@ -286,10 +286,14 @@ at::Tensor CompressedWeight::weights() const {
 
 std::pair<at::Tensor, at::Tensor> CompressedWeight::entries() const {
   if (is_virgin() || !forward_.all()) return SparseWeight::entries();
-  kernels::RowMajorList list;
   kernels::EntryIndices place;
-  kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
-  return {positions_of(list), gathered(values_.detach(), place)};
+  at::Tensor positions;
+  {
+    kernels::RowMajorList list;
+    kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
+    positions = positions_of(list);
+  }
+  return {positions, gathered(values_.detach(), place)};
 }
 
 at::Tensor CompressedWeight::values() const {

@@ -146,6 +146,18 @@ std::unique_ptr<SparseWeight> striped(std::int64_t rows, std::int64_t columns) {
 // How often each of k free positions comes in N draws of c, p = c / k: mean N p, covariance N p (1-p) k/(k-1) (I - J/k)
 // (hypergeometric), so the squares over that factor sum to a chi-square of k - 1 degrees of freedom. Its tails
 // (Laurent, Massart 2000): above d + 2 sqrt(d x) + 2 x, and below d - 2 sqrt(d x), with probability exp(-x) at most.
+TEST(SelectTop, ListsWhatStandsForTheIndices) {
+  const RandomStream random(3, Purpose::test);
+  for (const std::int64_t n : {1, 5, 64, 100, 70000}) {  // several threads' worth
+    at::Tensor score = torch::empty({n}), of = torch::arange(n, torch::kInt64) * 3 + 1;
+    for (std::int64_t i = 0; i < n; ++i) score[i] = random.uniform_at(static_cast<std::uint64_t>(i)) > 0.5 ? 1.0 : 0.5;
+    const Selection indices = select_top(score, n / 2), named = select_top(score, n / 2, of);
+    EXPECT_TRUE(torch::equal(named.chosen, of.index_select(0, indices.chosen))) << n;
+    EXPECT_TRUE(torch::equal(named.rest, of.index_select(0, indices.rest))) << n;
+    EXPECT_EQ(named.threshold, indices.threshold) << n;
+  }
+}
+
 TEST(RandomInactive, IsUniformByChiSquare) {
   const auto weight = striped(15, 20);
   const std::int64_t free = 200, drawn = 60, draws = 3000;

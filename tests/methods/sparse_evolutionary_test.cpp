@@ -18,10 +18,11 @@ const at::Tensor kEight = torch::tensor({0.5, -0.1, 0.3, 0.0, 0.2, -0.4, -0.05, 
 TEST(SparseEvolutionary, DropsTheSmallestMagnitudes) {
   for (const bool compressed : {false, true}) {
     const auto w = weight_of(compressed, kEight);
-    const Selection s = drop_smallest(w->weights(), 0.5);  // floor(.5 * 6) = 3: .05, .1, .2
-    EXPECT_EQ(numbers(w->active().index_select(0, s.rest)), (Numbers{1, 4, 6}));
+    const Selection s = drop_smallest(*w, 0.5);  // floor(.5 * 6) = 3: .05, .1, .2
+    EXPECT_EQ(numbers(s.rest), (Numbers{1, 4, 6}));
+    EXPECT_EQ(numbers(s.chosen), (Numbers{0, 2, 5}));
     EXPECT_FLOAT_EQ(static_cast<float>(s.threshold), 0.3f);
-    EXPECT_EQ(drop_smallest(w->weights(), 0.16).rest.numel(), 0);  // floor(.96)
+    EXPECT_EQ(drop_smallest(*w, 0.16).rest.numel(), 0);  // floor(.96)
   }
 }
 
@@ -29,19 +30,20 @@ TEST(SparseEvolutionary, DropsBySignAsInTheFirstPaper) {
   for (const bool compressed : {false, true}) {
     const auto w = weight_of(compressed, kEight);
     // Positive .5 .3 .2 and negative -.1 -.4 -.05, one third of each: .2 and -.05.
-    const Selection s = drop_by_sign(w->weights(), 0.34);
-    EXPECT_EQ(numbers(w->active().index_select(0, s.rest)), (Numbers{4, 6}));
+    const Selection s = drop_by_sign(*w, 0.34);
+    EXPECT_EQ(numbers(s.rest), (Numbers{4, 6}));
+    EXPECT_EQ(numbers(s.chosen), (Numbers{0, 1, 2, 5}));
     EXPECT_FLOAT_EQ(static_cast<float>(s.threshold), 0.2f);
     // By magnitude, with a fraction of the same count, it would be .05 and .1.
-    EXPECT_EQ(numbers(w->active().index_select(0, drop_smallest(w->weights(), 0.34).rest)), (Numbers{1, 6}));
+    EXPECT_EQ(numbers(drop_smallest(*w, 0.34).rest), (Numbers{1, 6}));
   }
 }
 
 TEST(SparseEvolutionary, AnActiveZeroHasNoSignAndGoes) {
   const auto w = weight_of(false, kEight);
   w->rewire({{}, torch::tensor({3}), {}, {}});  // born at zero
-  const Selection s = drop_by_sign(w->weights(), 0.34);
-  EXPECT_EQ(numbers(w->active().index_select(0, s.rest)), (Numbers{3, 4, 6}));
+  const Selection s = drop_by_sign(*w, 0.34);
+  EXPECT_EQ(numbers(s.rest), (Numbers{3, 4, 6}));
 }
 
 TEST(SparseEvolutionary, GrowsAsManyAsItDropsAndMayTakeADroppedOneAgain) {

@@ -4,24 +4,22 @@
 /// sparse connectivity inspired by network science", Nature Communications 2018.
 #pragma once
 
-#include <functional>
-
 #include "espalier/methods/drop_and_grow.h"
 
 namespace espalier {
 
-/// Which of these weights go: the floor(fraction nnz) smallest |w|.
-Selection drop_smallest(const at::Tensor& weights, double fraction);
+/// The connections of `weight` that stay (`chosen`) and those that go (`rest`), as positions: the floor(fraction nnz)
+/// smallest |w| go.
+Selection drop_smallest(const SparseWeight& weight, double fraction);
 
 /// As in the first paper: the floor(fraction n+) smallest of the n+ positive weights and the floor(fraction n-) largest
 /// of the n- negative ones. A weight of exactly zero has no sign: all of those go. Threshold: the largest |w| that
 /// went.
-Selection drop_by_sign(const at::Tensor& weights, double fraction);
+Selection drop_by_sign(const SparseWeight& weight, double fraction);
 
-/// One change: what `drop` selects of the weights leaves, as many others come, drawn at random among what is then free;
-/// one that has just left may come back. Without birth values. Holds lists of nnz only while it runs.
-Rewiring random_exchange(const SparseWeight& weight, const std::function<Selection(const at::Tensor&)>& drop,
-                         const RandomStream& random);
+/// One change: `rest` leaves, as many others come, drawn at random among what is then free; one that has just left may
+/// come back. Without birth values.
+Rewiring random_exchange(const SparseWeight& weight, Selection&& connections, const RandomStream& random);
 
 class SparseEvolutionary : public DropAndGrow {
  public:
