@@ -1,5 +1,5 @@
 /// Softmax and cross-entropy of a batch, and its gradient, in one pass over each row of logits while it is in L1, or
-/// over 16 samples of a batch tile while they are in L2.
+/// over a batch tile, some classes of all its samples at a time.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,7 @@ struct Selection {
 
 /// score: [n], finite. O(n), and no copy of float32 or float64 scores. Throws Error(usage) unless 0 <= k <= n,
 /// Error(diverged) if a score is not a number.
-/// `of` [n] int64, where defined: what is listed instead of indices.
+/// `of` [n] int64, ascending, where defined: what both lists have instead of indices.
 Selection select_top(const at::Tensor& score, std::int64_t k, const at::Tensor& of = {});
 
 struct Smallest {

@@ -63,7 +63,7 @@ class SparseWeight {
   virtual std::int64_t nnz() const = 0;    ///< |M_f|
   virtual at::Tensor active() const = 0;   ///< positions in M_f  [nnz]
   virtual at::Tensor weights() const = 0;  ///< w at active()     [nnz]
-  /// active() and weights() at once: fewer passes over compressed storage.
+  /// active() and weights() at once: fewer passes over compressed storage. Like theirs, the tensors are the caller's.
   virtual std::pair<at::Tensor, at::Tensor> entries() const { return {active(), weights()}; }
   virtual at::Tensor values() const = 0;  ///< phi at active()   [nnz]
   /// M_f and M_b become exactly these positions, all active now. What a method calls to draw the first mask: compressed
