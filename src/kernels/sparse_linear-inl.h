@@ -164,7 +164,8 @@ inline const T* of_tile(const T* p) {
 /// gets too few registers where there are 16 (13 % on AVX2).
 template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradient, bool ask_early>
 [[gnu::noinline]] void backward_strip(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx,
-                                      T* dvalues, bool accumulate, std::int64_t chunk_begin, std::int64_t chunk_end) {
+                                      T* dvalues, bool accumulate, bool of_relu, std::int64_t chunk_begin,
+                                      std::int64_t chunk_end) {
   constexpr int registers = tiles * vectors;
   const std::uint16_t* const row = side.inner_index.data();
   const std::int64_t x_tile = side.outer * lanes, dy_tile = side.inner * lanes;
@@ -172,6 +173,7 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
     PendingDots<T, 16> dots(dvalues + k, accumulate);
+    [[maybe_unused]] const bool masked = of_relu && block + 1 == side.blocks();
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
       const std::uint16_t* column = side.outer_index.data() + segment->line;
@@ -233,7 +235,10 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
           }
           if constexpr (input_gradient) {
 #pragma GCC unroll 8
-            for (int p = 0; p < registers; ++p) store(dx + of_x(p), sum[p]);
+            for (int p = 0; p < registers; ++p) {
+              if (masked) sum[p] = xs[p] > T(0) ? sum[p] : Vec<T>{};
+              store(dx + of_x(p), sum[p]);
+            }
           }
         }
       }
@@ -244,14 +249,16 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
 
 template <class T>
 void sparse_backward(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
-                     bool accumulate, int tiles, int lanes, std::int64_t chunk_begin, std::int64_t chunk_end) {
+                     bool accumulate, bool of_relu, int tiles, int lanes, std::int64_t chunk_begin,
+                     std::int64_t chunk_end) {
   const auto strips = [&](auto together, auto n, std::int64_t tile) {
     each_strip<T, n, kBackwardVectors>([&](auto vectors, int first) {
       const bool add = accumulate || first > 0 || tile > 0;
       const std::int64_t in = tile * side.outer * n + first, out = tile * side.inner * n + first;
       const auto run = [&](auto input_gradient, auto ask_early) {
-        backward_strip<T, n, vectors, together, input_gradient, ask_early>(
-            side, values, x + in, dy + out, dx != nullptr ? dx + in : nullptr, dvalues, add, chunk_begin, chunk_end);
+        backward_strip<T, n, vectors, together, input_gradient, ask_early>(side, values, x + in, dy + out,
+                                                                           dx != nullptr ? dx + in : nullptr, dvalues,
+                                                                           add, of_relu, chunk_begin, chunk_end);
       };
       const auto with_dx = [&](auto ask_early) {
         dx != nullptr ? run(std::true_type{}, ask_early) : run(std::false_type{}, ask_early);

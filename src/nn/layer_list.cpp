@@ -278,13 +278,12 @@ class LayerList : public Network {
         shape_{true, input.channels, {input.height, input.width}} {
     for (const Element& e : elements) {
       try {
-        if (!steps_.empty() && e.kind->name != std::string("relu")) steps_.back().with_relu = nullptr;
         append(e);
       } catch (const Error& error) {
         fail(error.kind(), "{}[{}] = \"{}\": {}", where, e.index, e.text, error.what());
       }
     }
-    if (!steps_.empty()) steps_.back().with_relu = nullptr;
+    fuse();
     ESPALIER_CHECK(
         !shape_.is_image && shape_.channels == classes, ErrorKind::usage,
         "{}: the last layer gives {}, expected a vector of {}, one logit a class: end with \"linear(classes)\"", where,
@@ -297,9 +296,9 @@ class LayerList : public Network {
     Activation x = images;
     for (std::size_t i = 0; i < steps_.size(); ++i) {
       const Step& step = steps_[i];
-      if (step.with_relu && !trace.observed()) {
-        x = step.with_relu(x);
-        ++i;  // the ReLU is done
+      if (step.fused && !trace.observed()) {
+        x = step.fused(x);
+        if (step.with_next) ++i;
       } else {
         x = step.name.empty() ? step.apply(x) : trace(step.name, step.apply(x));
       }
@@ -313,8 +312,31 @@ class LayerList : public Network {
   struct Step {
     std::string name;  // "" = not observed
     LayerFunction apply;
-    LayerFunction with_relu;  // this step and the ReLU after it in one pass, where there is one
+    bool is_relu = false;
+    LayerFunction with_relu;  // this step and a ReLU after it in one pass, where it can
+    std::function<Activation(const Activation&, const ops::BesideRelu&)> beside_relu;  // likewise, and before it
+    LayerFunction fused;     // what is computed instead of `apply` where nobody looks on, ...
+    bool with_next = false;  // ... which the next step is part of
   };
+
+  /// ReLUs into the steps beside them.
+  void fuse() {
+    const auto is_relu = [&](std::size_t i) { return i < steps_.size() && steps_[i].is_relu; };
+    const auto knows_relu = [&](std::size_t i) { return i < steps_.size() && steps_[i].beside_relu != nullptr; };
+    for (std::size_t i = 0; i < steps_.size(); ++i) {
+      Step& step = steps_[i];
+      step.with_next = is_relu(i + 1) && (step.with_relu || step.beside_relu);
+      if (step.beside_relu) {
+        ops::BesideRelu relu;
+        relu.behind = step.with_next;
+        relu.masked_behind = step.with_next && knows_relu(i + 2);
+        relu.before = i >= 2 && is_relu(i - 1) && knows_relu(i - 2);
+        step.fused = [f = step.beside_relu, relu](const Activation& x) { return f(x, relu); };
+      } else if (step.with_next) {
+        step.fused = step.with_relu;
+      }
+    }
+  }
 
   void append(const Element& e) {
     const std::string kind = e.kind->name;
@@ -324,7 +346,9 @@ class LayerList : public Network {
     } else if (*e.kind->short_name != '\0') {
       name = fmt::format("{}{}", e.kind->short_name, ++count_[kind]);
     }
-    steps_.push_back({name, nullptr, nullptr});
+    steps_.emplace_back();
+    steps_.back().name = name;
+    steps_.back().is_relu = kind == "relu";
     // relu may write in place on a tensor that nobody else holds and that no backward pass needs.
     const bool may_overwrite = may_overwrite_;
     may_overwrite_ = kind == "conv" || kind == "linear" || kind == "batchnorm" || kind == "maxpool" ||
@@ -419,7 +443,7 @@ class LayerList : public Network {
     const WeightLayer layer = weight_layer(options, compressed_(step.name));
     register_module(step.name, layer.module);
     step.apply = layer.apply;
-    step.with_relu = layer.with_relu;
+    step.beside_relu = layer.beside_relu;
   }
   template <class Holder>
   void batch_norm_module(Holder holder) {

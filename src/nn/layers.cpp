@@ -61,7 +61,9 @@ WeightLayer made(const Options& options, bool compressed) {
     if constexpr (std::is_same_v<Sparse, SparseConv2dImpl>) {
       layer.fork = [impl = sparse.get()](const Activation& x) { return impl->fork(x); };
     } else {
-      layer.with_relu = [impl = sparse.get()](const Activation& x) { return impl->forward(x, /*relu=*/true); };
+      layer.beside_relu = [impl = sparse.get()](const Activation& x, const ops::BesideRelu& relu) {
+        return impl->forward(x, relu);
+      };
     }
   } else {
     const auto dense = std::make_shared<Dense>(options);

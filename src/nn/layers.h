@@ -12,6 +12,7 @@
 
 #include "espalier/nn/activation.h"
 #include "espalier/ops/pool.h"
+#include "espalier/ops/sparse_linear.h"
 
 namespace espalier::nn {
 
@@ -21,8 +22,8 @@ struct WeightLayer {
   std::function<Activation(const Activation&)> apply;
   /// The same, and x for its other use, as SparseConv2d::fork.
   std::function<std::pair<Activation, Activation>(const Activation&)> fork;
-  /// The same and a ReLU in one pass, where there is one.
-  std::function<Activation(const Activation&)> with_relu;
+  /// The same and ReLUs beside it in one pass, where it is a sparse linear layer.
+  std::function<Activation(const Activation&, const ops::BesideRelu&)> beside_relu;
 
   Activation operator()(const Activation& x) const { return apply(x); }
   explicit operator bool() const { return module != nullptr; }

@@ -63,7 +63,7 @@ void forward(const Compressed& m, const TileLayout& in, const T* values, const T
 /// dx (unless null) and dvalues over all tiles: each thread has chunks of columns of its own.
 template <class T>
 void backward(const Compressed& m, const TileLayout& in, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
-              T* dbias) {
+              T* dbias, bool of_relu) {
   const auto& k = kernels::active().sparse_linear<T>();
   const CompressedSide& side = m.backward;
   const TileLayout out{in.samples, m.rows};
@@ -72,20 +72,23 @@ void backward(const Compressed& m, const TileLayout& in, const T* values, const 
     const auto share = [&](std::int64_t part) { return static_cast<double>(part) / parts; };
     const std::int64_t begin = chunk_at(side, share(p)),
                        end = p + 1 == parts ? side.chunks() : chunk_at(side, share(p + 1));
-    const std::int64_t row_begin = m.rows * p / parts, row_end = m.rows * (p + 1) / parts;
     // The full tiles, then the ragged one.
     const std::int64_t full = in.samples / kernels::kTileLanes, tiles = in.tiles();
     const auto some = [&](std::int64_t first, std::int64_t last) {
       if (first == last) return;
       k.backward(side, values, x + in.offset(first), dy + out.offset(first),
-                 dx != nullptr ? dx + in.offset(first) : nullptr, dvalues, first > 0, static_cast<int>(last - first),
-                 in.lanes(first), begin, end);
+                 dx != nullptr ? dx + in.offset(first) : nullptr, dvalues, first > 0, of_relu,
+                 static_cast<int>(last - first), in.lanes(first), begin, end);
     };
     some(0, full);
     some(full, tiles);
     if (dbias == nullptr) return;
-    for (std::int64_t t = 0; t < tiles; ++t)
-      k.row_sums(dy + out.offset(t), dbias, t > 0, in.lanes(t), row_begin, row_end);
+    // Rows by turns: those of the last block are in the caches still, and each part has as many of them.
+    constexpr std::int64_t kRows = 64;
+    for (std::int64_t row = p * kRows; row < m.rows; row += parts * kRows) {
+      for (std::int64_t t = 0; t < tiles; ++t)
+        k.row_sums(dy + out.offset(t), dbias, t > 0, in.lanes(t), row, std::min(m.rows, row + kRows));
+    }
   });
 }
 
@@ -121,14 +124,15 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
                             const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values,
-                            bool relu, const BackwardObserver& observer) {
+                            const BesideRelu& relu, const BackwardObserver& observer) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
     at::Tensor y = at::empty({out.numel()}, x.options());
-    linear_forward(*matrix, layout, forward_values, bias, in, y, relu);
-    ctx->save_for_backward({in, values, bias, held(matrix), relu ? y : at::Tensor()});
+    linear_forward(*matrix, layout, forward_values, bias, in, y, relu.behind);
+    ctx->save_for_backward({in, values, bias, held(matrix), relu.behind && !relu.masked_behind ? y : at::Tensor()});
     ctx->saved_data["samples"] = layout.samples;
+    ctx->saved_data["of_relu"] = relu.before;
     ctx->saved_data["input_gradient"] = x.requires_grad();
     if (observer) {
       auto held_observer = c10::make_intrusive<Held>();
@@ -153,7 +157,7 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
     const at::Tensor &x = saved[0], &values = saved[1], &bias = saved[2];
     const Compressed& matrix = *static_cast<const Compressed*>(saved[3].data_ptr());
     const TileLayout layout{ctx->saved_data["samples"].toInt(), matrix.columns};
-    const at::Tensor& y = saved[4];  // where a ReLU follows
+    const at::Tensor& y = saved[4];  // of a ReLU whose gradient is to be formed here
     const bool over_dy = y.defined() && may_overwrite(gradients[0]);
     at::Tensor dy = gradients[0].contiguous();
     const bool want_bias = bias.defined() && bias.requires_grad();
@@ -166,7 +170,8 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
       dy = dz;
     }
     at::Tensor unset;
-    linear_backward(matrix, layout, values, x, dy, dx, dvalues, y.defined() ? unset : dbias);
+    linear_backward(matrix, layout, values, x, dy, dx, dvalues, y.defined() ? unset : dbias,
+                    ctx->saved_data["of_relu"].toBool());
     if (ctx->saved_data.count("observer") != 0) {
       static_cast<const Held&>(*ctx->saved_data["observer"].toCapsule()).observer(x, dy);
     }
@@ -186,7 +191,7 @@ void linear_forward(const Compressed& matrix, const TileLayout& layout, const at
 }
 
 void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
-                     const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias) {
+                     const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias, bool of_relu) {
   if (layout.samples == 0) {  // no tile writes the sums
     dvalues.zero_();
     if (dbias.defined()) dbias.zero_();
@@ -196,7 +201,7 @@ void linear_backward(const Compressed& matrix, const TileLayout& layout, const a
     using T = decltype(zero);
     backward<T>(matrix, layout, values.data_ptr<T>(), x.data_ptr<T>(), dy.data_ptr<T>(),
                 dx.defined() ? dx.data_ptr<T>() : nullptr, dvalues.data_ptr<T>(),
-                dbias.defined() ? dbias.data_ptr<T>() : nullptr);
+                dbias.defined() ? dbias.data_ptr<T>() : nullptr, of_relu);
   });
 }
 
@@ -242,8 +247,8 @@ void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Ten
 }
 
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
-                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias, bool relu,
-                         BackwardObserver observer) {
+                         const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
+                         const BesideRelu& relu, BackwardObserver observer) {
   ESPALIER_CHECK(layout.features == matrix->columns && x.numel() == layout.numel(), ErrorKind::usage,
                  "sparse linear layer: the input has {} features, the weight [{}, {}] takes {}", layout.features,
                  matrix->rows, matrix->columns, matrix->columns);

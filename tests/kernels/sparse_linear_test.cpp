@@ -131,8 +131,8 @@ struct Problem {
     const auto& k = table.sparse_linear<T>();
     k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), false, lanes, 0,
               matrix.forward.chunks());
-    k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, 1, lanes, 0,
-               matrix.backward.chunks());
+    k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, false, 1, lanes,
+               0, matrix.backward.chunks());
   }
 
   /// For each result: what it is in exact arithmetic (to double), and the bound on any order of summation in T:
@@ -239,7 +239,7 @@ TYPED_TEST(SparseLinear, AnySplitIntoChunksGivesTheSameBits) {
       }
       for (std::int64_t c = b.chunks(); c-- > 0;) {
         k.backward(b, split.values.data(), split.x.data(), split.dy.data(), split.dx.data(), split.dvalues.data(),
-                   false, 1, 64, c, c + 1);
+                   false, false, 1, 64, c, c + 1);
       }
       EXPECT_EQ(whole.y, split.y);
       EXPECT_EQ(whole.dx, split.dx);
@@ -254,7 +254,7 @@ TYPED_TEST(SparseLinear, AddsToTheGradientOfEarlierTilesAndNeedsNoInputGradient)
     Problem<TypeParam> p({70, 129, 0.3}, 32, true);
     p.run(*table);
     auto doubled = p.dvalues;
-    k.backward(p.matrix.backward, nullptr, p.x.data(), p.dy.data(), nullptr, doubled.data(), true, 1, 32, 0,
+    k.backward(p.matrix.backward, nullptr, p.x.data(), p.dy.data(), nullptr, doubled.data(), true, false, 1, 32, 0,
                p.matrix.backward.chunks());
     for (std::size_t i = 0; i < doubled.size(); ++i) EXPECT_EQ(doubled[i], 2 * p.dvalues[i]);
   }
@@ -281,9 +281,9 @@ TYPED_TEST(SparseLinear, TakesSeveralTilesAtOnce) {
         };
         std::vector<T> unused(p.dvalues.size());
         for (int t = 0; t < tiles; ++t)
-          k.backward(b, p.values.data(), tile(x, t), tile(dy, t), tile(one_by_one, t), unused.data(), false, 1, lanes,
-                     0, b.chunks());
-        k.backward(b, p.values.data(), x.data(), dy.data(), dx.data(), p.dvalues.data(), false, tiles, lanes, 0,
+          k.backward(b, p.values.data(), tile(x, t), tile(dy, t), tile(one_by_one, t), unused.data(), false, false, 1,
+                     lanes, 0, b.chunks());
+        k.backward(b, p.values.data(), x.data(), dy.data(), dx.data(), p.dvalues.data(), false, false, tiles, lanes, 0,
                    b.chunks());
         EXPECT_EQ(dx, one_by_one) << table->isa << " " << lanes << "x" << tiles;
         const double n = tiles * lanes, gamma = n * u / (1 - n * u) + n * 0x1p-53;
@@ -336,6 +336,37 @@ TYPED_TEST(SparseLinear, ReluIsThatOfTheProductAndItsGradient) {
         ASSERT_EQ(dz, expected);
         ASSERT_EQ(over, expected);
         ASSERT_EQ(sums, expected_sums);
+      }
+    }
+  }
+}
+
+/// Where x is max(0, z), the gradient of z is that of x where x is positive; that of the values stays what it is.
+TYPED_TEST(SparseLinear, FormsTheGradientBeforeARelu) {
+  using T = TypeParam;
+  for (const Table* table : runnable()) {
+    const auto& k = table->sparse_linear<T>();
+    for (const Shape& s : kShapes) {
+      for (const int lanes : {32, 64}) {
+        for (const int tiles : {1, 2, 3}) {
+          Problem<T> p(s, lanes, false);
+          const auto n = static_cast<std::size_t>(tiles);
+          std::vector<T> x(p.x.size() * n), dy(p.dy.size() * n), dx(x.size(), T(99)), dz(x.size(), T(99));
+          for (std::size_t i = 0; i < x.size(); ++i)
+            x[i] = static_cast<T>(std::max(0.0, std::sin(0.7 * static_cast<double>(i))));
+          for (std::size_t i = 0; i < dy.size(); ++i) dy[i] = static_cast<T>(std::cos(0.3 * static_cast<double>(i)));
+          auto dvalues = p.dvalues;
+          const auto& b = p.matrix.backward;
+          k.backward(b, p.values.data(), x.data(), dy.data(), dx.data(), p.dvalues.data(), false, false, tiles, lanes,
+                     0, b.chunks());
+          k.backward(b, p.values.data(), x.data(), dy.data(), dz.data(), dvalues.data(), false, true, tiles, lanes, 0,
+                     b.chunks());
+          for (std::size_t i = 0; i < x.size(); ++i) {
+            if (!(x[i] > T(0))) dx[i] = 0;
+          }
+          ASSERT_EQ(dz, dx) << table->isa << " " << s.rows << "x" << s.columns;
+          ASSERT_EQ(dvalues, p.dvalues);
+        }
       }
     }
   }

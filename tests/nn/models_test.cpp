@@ -542,6 +542,35 @@ TEST(Models, BatchNormInTilesIsThatOfPlainTensors) {
     EXPECT_TRUE(tiled->named_buffers()[name].allclose(masked->named_buffers()[name], 1e-4, 1e-5)) << name;
 }
 
+// What layers and ReLUs in one pass compute is what each computes alone, which is how they go while somebody looks on:
+// the same bits, wherever the ReLUs stand. Batches of three and of one tile, ragged ones.
+TEST(Models, ReluInTheLayersBesideItIsReluByItself) {
+  const std::vector<std::vector<std::string>> lists = {
+      {"flatten", "linear(24)", "relu", "linear(20)", "relu", "linear(12)", "relu", "linear(classes)"},
+      {"flatten", "relu", "linear(24)", "relu", "relu", "linear(20)", "linear(12)", "relu", "linear(classes)", "relu"},
+      {"flatten", "linear(24)", "relu", "dropout(0)", "linear(20)", "relu", "batchnorm", "linear(classes)"},
+      {"flatten", "linear(24)", "batchnorm", "relu", "linear(20)", "relu", "linear(classes)"}};
+  for (const auto& layers : lists) {
+    ModelOptions o = listed(layers);
+    o.storage = "compressed";
+    const auto alone = make_model(o, {1, 7, 7}, 10, 3), fused = make_model(o, {1, 7, 7}, 10, 3);
+    for (const std::int64_t samples : {150, 37}) {
+      const auto x = torch::randn({samples, 1, 7, 7}), r = torch::randn({samples, 10});
+      const auto expected = alone->forward(x, [](const std::string&, const torch::Tensor&) {}),
+                 found = fused->forward(x);
+      EXPECT_TRUE(found.equal(expected)) << fmt::format("{}", fmt::join(layers, ", "));
+      (expected * r).sum().backward();
+      (found * r).sum().backward();
+      const auto theirs = alone->named_parameters();
+      for (const auto& item : fused->named_parameters()) {
+        EXPECT_GT(item.value().grad().abs().max().item<float>(), 0) << item.key();
+        EXPECT_TRUE(item.value().grad().equal(theirs[item.key()].grad()))
+            << item.key() << " of " << fmt::format("{}", fmt::join(layers, ", "));
+      }
+    }
+  }
+}
+
 TEST(Models, RefuseOptionsThatDoNotFit) {
   EXPECT_EQ(error_of(named("resnet-20")).rfind("model.name = \"resnet-20\": unknown value.", 0), 0u);
   EXPECT_NE(error_of(named("resnet-20")).find("Did you mean \"resnet20\"?"), std::string::npos);

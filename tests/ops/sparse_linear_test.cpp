@@ -20,7 +20,7 @@ struct Layer {
     refresh_forward(*matrix, values, forward);
   }
   Tensor operator()(const Tensor& x, const Tensor& bias = {}, bool relu = false) const {
-    const Tensor y = sparse_linear(to_tiles(x), {x.size(0), 3}, matrix, values, forward, bias, relu);
+    const Tensor y = sparse_linear(to_tiles(x), {x.size(0), 3}, matrix, values, forward, bias, {relu});
     return from_tiles(y, {x.size(0), 2});
   }
   std::shared_ptr<Compressed> matrix;
@@ -54,12 +54,30 @@ TEST(SparseLinear, ReluWorkedByHand) {
 TEST(SparseLinear, ReluLeavesTheCallersGradientAlone) {
   const Layer layer;
   const Tensor x = torch::tensor({{1.0F, 2.0F, 3.0F}, {1.0F, -2.0F, 3.0F}}).set_requires_grad(true);
-  const Tensor y = sparse_linear(to_tiles(x), {2, 3}, layer.matrix, layer.values, layer.forward, {}, /*relu=*/true);
+  const Tensor y = sparse_linear(to_tiles(x), {2, 3}, layer.matrix, layer.values, layer.forward, {}, {/*behind=*/true});
   const Tensor dy = to_tiles(torch::tensor({{1.0F, 10.0F}, {1.0F, 10.0F}})), before = dy.clone();
   y.backward(dy);  // of [[4, 26], [-4, 26]]
   EXPECT_TRUE(dy.equal(before));
   EXPECT_TRUE(x.grad().equal(torch::tensor({{50.0F, 2.0F, 70.0F}, {50.0F, 0.0F, 70.0F}})));
   EXPECT_TRUE(layer.values.grad().equal(torch::tensor({20.0F, 2.0F, 60.0F})));
+}
+
+TEST(SparseLinear, TheGradientBetweenTwoLayersIsFormedInTheOneBehind) {
+  const Layer first, second;
+  const Tensor x = torch::tensor({{1.0F, 2.0F, 3.0F}, {1.0F, -2.0F, 3.0F}}).set_requires_grad(true);
+  const Tensor bias = torch::zeros({2}).set_requires_grad(true);
+  const Tensor y = sparse_linear(to_tiles(x), {2, 3}, first.matrix, first.values, first.forward, bias,
+                                 {/*behind=*/true, /*masked_behind=*/true});  // of [[4, 26], [-4, 26]]
+  const Tensor z = torch::cat({from_tiles(y, {2, 2}), torch::ones({2, 1})}, 1).detach().set_requires_grad(true);
+  BesideRelu before;
+  before.before = true;
+  const Tensor out = sparse_linear(to_tiles(z), {2, 3}, second.matrix, second.values, second.forward, {}, before);
+  EXPECT_TRUE(from_tiles(out, {2, 2}).equal(torch::tensor({{52.0F, 27.0F}, {52.0F, 7.0F}})));
+  out.backward(to_tiles(torch::tensor({{1.0F, 10.0F}, {1.0F, 10.0F}})));
+  EXPECT_TRUE(z.grad().equal(torch::tensor({{50.0F, 2.0F, 70.0F}, {0.0F, 2.0F, 70.0F}})));  // z[1, 0] is 0
+  y.backward(to_tiles(torch::tensor({{50.0F, 2.0F}, {7.0F, 2.0F}})));  // taken as it comes, though y[1, 0] is 0
+  EXPECT_TRUE(bias.grad().equal(torch::tensor({57.0F, 4.0F})));
+  EXPECT_TRUE(first.values.grad().equal(torch::tensor({4.0F, 86.0F, 12.0F})));
 }
 
 TEST(SparseLinear, ReluOfNoSamplesHasNoGradient) {

@@ -25,9 +25,11 @@ struct SparseLinearKernels {
 
   /// Columns of chunks [chunk_begin, chunk_end): dx[c] = sum_r w[r,c] dy[r], unless dx is null; dvalues[k] (+)=
   /// <dy[r], x[c]> over the samples of `tiles` tiles, which follow one another: added where `accumulate`, else written.
+  /// Where `of_relu`, x is max(0, z) and dx becomes the gradient of z: 0 where x is not positive.
   /// values, dvalues: [nnz], canonical order.
   void (*backward)(const CompressedSide& side, const T* values, const T* x, const T* dy, T* dx, T* dvalues,
-                   bool accumulate, int tiles, int lanes, std::int64_t chunk_begin, std::int64_t chunk_end);
+                   bool accumulate, bool of_relu, int tiles, int lanes, std::int64_t chunk_begin,
+                   std::int64_t chunk_end);
 
   /// dbias[r] (+)= sum over the samples of dy[r], rows [row_begin, row_end).
   void (*row_sums)(const T* dy, T* dbias, bool accumulate, int lanes, std::int64_t row_begin, std::int64_t row_end);

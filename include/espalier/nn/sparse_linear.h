@@ -9,6 +9,7 @@
 
 #include "espalier/nn/activation.h"
 #include "espalier/nn/compressed_layer.h"
+#include "espalier/ops/sparse_linear.h"
 
 namespace espalier::nn {
 
@@ -19,8 +20,8 @@ class SparseLinearImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseLinearImpl> from_dense(const torch::nn::LinearImpl& dense);
 
-  /// Tiles stay tiles; [N, in] is converted, and the result handed on in tiles; max(0, .) of it where `relu`.
-  Activation forward(const Activation& x, bool relu = false);
+  /// Tiles stay tiles; [N, in] is converted, and the result handed on in tiles.
+  Activation forward(const Activation& x, const ops::BesideRelu& relu = {});
   /// For somebody's plain LibTorch model: [N, in] -> [N, out].
   at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
 
