@@ -23,6 +23,13 @@ constexpr int kForwardSums = kForwardVectors;
 constexpr int kForwardWays = kVectorBytes == 64 ? 2 : 1;
 constexpr std::uint32_t kLongLine = 8;
 
+/// Asks for the lines of memory that hold `count` numbers some way ahead of p, past an end for what nobody will read.
+template <class T>
+inline void ask_ahead(const T* p, std::uint32_t count) {
+  constexpr std::uint32_t kEntries = 128, kLine = 64 / sizeof(T);
+  for (std::uint32_t i = 0; i < count; i += kLine) __builtin_prefetch(p + kEntries + i);
+}
+
 /// f(integral_constant<vectors>, first lane) for the strips of at most `most` vectors that cover `lanes` samples.
 template <class T, int lanes, int most, int first = 0, class F>
 inline void each_strip(const F& f) {
@@ -62,6 +69,10 @@ template <class T, std::int64_t lanes, int vectors, int rows, int ways>
       sum[0][r][v] = first_block ? broadcast(start) : load(y + row[r] * lanes + v * kLanes<T>);
       if constexpr (ways == 2) sum[1][r][v] = Vec<T>{};
     }
+  }
+  if constexpr (vectors == kForwardVectors) {  // with fewer it takes more time than it spares
+    ask_ahead(value, rows * entries);
+    ask_ahead(column, rows * entries);
   }
   const auto add = [&](int r, std::int64_t c, Vec<T> w, int way) __attribute__((always_inline)) {
     const T* const in = in_register(x + c * lanes);
