@@ -128,6 +128,7 @@ inline void add_classes(const T* x, T* g, int lanes, std::int64_t from, std::int
     Vec<T> powers{};
     for (c = part; c < std::min(to, part + kTogether); ++c) {
       const Vec<T> v = load(x + c * lanes + lane);
+      __builtin_prefetch(x + (c + to - from) * lanes + lane);  // of the next block
       const Vec<T> power = exponential(v - shift);
       powers += power;
       const Vec<T> here = v == largest ? number : -none;
