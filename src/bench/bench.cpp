@@ -43,12 +43,16 @@ std::vector<Timing> measure(const std::vector<Candidate>& candidates, double sec
   for (std::size_t round = 0; samples[0].size() < kLeastTimed || microseconds_since(begin) < budget; ++round) {
     for (std::size_t k = 0; k < candidates.size(); ++k) {
       const std::size_t i = (k + round) % candidates.size();
-      for (int r = 0; r < turn.untimed; ++r) candidates[i].run();
-      for (int n = 0; n < turn.timed; ++n) {
+      const auto each = [&](int times, const auto& f) {
+        const auto since = Clock::now();
+        for (int n = 0; n < times || microseconds_since(since) < turn.seconds * 1e6; ++n) f();
+      };
+      each(turn.untimed, candidates[i].run);
+      each(turn.timed, [&] {
         const auto start = Clock::now();
         for (int r = 0; r < repeats[i]; ++r) candidates[i].run();
         samples[i].push_back(microseconds_since(start) / repeats[i]);
-      }
+      });
     }
   }
   std::vector<Timing> timings;

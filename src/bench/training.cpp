@@ -34,10 +34,11 @@ Samples::Samples(const Task& task) : batch_(task.batch) {
   torch::manual_seed(static_cast<std::int64_t>(task.seed));
   images_ = torch::randn({kPool, task.input.channels, task.input.height, task.input.width});
   labels_ = torch::randint(task.classes, {kPool}, torch::kInt64);
+  order_ = torch::arange(kPool + batch_, torch::kInt64).remainder(kPool);
 }
 
 Batch Samples::of_step(std::int64_t s) const {
-  const at::Tensor at = (torch::arange(batch_, torch::kInt64) + s * batch_).remainder(kPool);
+  const at::Tensor at = order_.narrow(0, s * batch_ % kPool, batch_);
   return {images_.index_select(0, at), labels_.index_select(0, at)};
 }
 

@@ -40,7 +40,7 @@ class Samples {
 
  private:
   std::int64_t batch_;
-  at::Tensor images_, labels_;
+  at::Tensor images_, labels_, order_;
 };
 
 /// A network under a Sparsifier: every weight layer has the same sparsity, a static random pattern; dense for 0. The

@@ -27,22 +27,15 @@ at::Tensor& ready(at::Tensor& moment, const at::Tensor& parameter) {
   return moment;
 }
 
-}  // namespace
-
-bool fused_update(Optimizer& optimizer, SparseWeight& weight, double decay) {
-  const torch::NoGradGuard no_grad;
+/// The optimiser's step on `tensors`, whose phi is the parameter; false, and nothing done, if it is not known.
+bool step(Optimizer& optimizer, ops::UpdateTensors tensors) {
   // Exactly these classes: one derived from them may do something else.
   const bool is_sgd = typeid(optimizer) == typeid(SGD), is_adam = typeid(optimizer) == typeid(Adam),
              is_adamw = typeid(optimizer) == typeid(AdamW);
   if (!is_sgd && !is_adam && !is_adamw) return false;
-  const auto pass = weight.one_pass();
-  if (!pass) return false;
-  const at::Tensor parameter = pass->phi;
+  const at::Tensor parameter = tensors.phi;
   OptimizerParamGroup* group = group_of(optimizer, parameter);
   if (group == nullptr) return false;
-
-  ops::UpdateTensors tensors{
-      pass->phi, pass->w, pass->gradient, {}, {}, pass->power, weight.reparametrisation().alpha(), decay};
   if (is_sgd) {
     const auto& o = static_cast<SGDOptions&>(group->options());
     ops::SgdRule rule{o.lr(), o.momentum(), o.dampening(), o.weight_decay(), o.nesterov(), false};
@@ -72,7 +65,32 @@ bool fused_update(Optimizer& optimizer, SparseWeight& weight, double decay) {
       adam(o, state_of<AdamWParamState>(optimizer, parameter));
     }
   }
+  return true;
+}
+
+}  // namespace
+
+bool fused_update(Optimizer& optimizer, SparseWeight& weight, double decay) {
+  const torch::NoGradGuard no_grad;
+  const auto pass = weight.one_pass();
+  if (!pass ||
+      !step(optimizer,
+            {pass->phi, pass->w, pass->gradient, {}, {}, pass->power, weight.reparametrisation().alpha(), decay})) {
+    return false;
+  }
   weight.one_pass_done();
+  return true;
+}
+
+bool fused_update(Optimizer& optimizer, at::Tensor parameter) {
+  const torch::NoGradGuard no_grad;
+  const at::Tensor& gradient = parameter.grad();
+  const bool known = gradient.defined() && gradient.layout() == at::kStrided && parameter.is_contiguous() &&
+                     parameter.device().is_cpu() && gradient.scalar_type() == parameter.scalar_type() &&
+                     (parameter.scalar_type() == at::kFloat || parameter.scalar_type() == at::kDouble);
+  if (!known || !step(optimizer, {parameter, {}, gradient.contiguous(), {}, {}, {}})) return false;
+  torch::autograd::impl::bump_version(parameter);  // as torch's own operations in place do
+  parameter.mutable_grad() = at::Tensor();
   return true;
 }
 

@@ -210,6 +210,9 @@ void Sparsifier::update(torch::optim::Optimizer& optimizer) {
   for (auto& w : weights_) {
     if (!fused_update(optimizer, *w, in_gradient ? decay_.rate : 0)) rest.push_back(w.get());
   }
+  if (rest.empty()) {  // else all of it is torch's: a plain network stays so to the bit
+    for (const auto& other : others_) fused_update(optimizer, other.second);
+  }
   for (SparseWeight* w : rest) w->pull(in_gradient ? decay_.rate : 0);
   optimizer.step();
   for (SparseWeight* w : rest) w->settle();

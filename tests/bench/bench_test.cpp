@@ -63,6 +63,20 @@ TEST(Measure, TimesOnlyWhatATurnSays) {
   EXPECT_LT(t[0].high, 100'000);
 }
 
+TEST(Measure, ATurnMayLastSomeTime) {
+  int runs = 0;
+  const auto run = [&] {
+    ++runs;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  };
+  // Both parts of a turn of 35 ms have four runs where the machine is idle, and never fewer than one.
+  const auto t = measure({{"", run}}, 0.001, {1, 1, 0.035});
+  EXPECT_GE(t[0].timed, 5);
+  EXPECT_LE(t[0].timed, 8);
+  EXPECT_GE(runs - 2, t[0].timed + 2);
+  EXPECT_GE(t[0].low, 10'000);
+}
+
 TEST(LinearKernels, RowsAreVerifiedAndCounted) {
   LinearCase c;
   c.in = 30;

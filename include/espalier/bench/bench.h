@@ -25,13 +25,15 @@ struct Timing {
   int timed = 0;
 };
 
-/// How often a candidate runs when it is its turn.
+/// How often a candidate runs when it is its turn: first untimed, then timed, each at least so often and so long.
 struct Turn {
   int untimed = 1, timed = 1;
+  double seconds = 0;
 };
-/// Training repeats one step. Caches, pages and TLB that another candidate left take several steps to be what they are
-/// in training: 4 million entries in 4096-wide layers, whose first steps after a dense one took 8 % longer.
-constexpr Turn kStepTurn{3, 3};
+/// Training repeats one step. Caches, pages and TLB that another candidate left take many steps to be what they are in
+/// training: 4096-wide layers at 99 % took 4.6, 3.9, 3.6, 3.55 milliseconds after a dense step, and 3.44 from the
+/// twentieth on.
+constexpr Turn kStepTurn{3, 3, 0.1};
 
 /// Rounds for about `seconds` a candidate, until five runs of each are timed at least. In a round each candidate has a
 /// turn, in which a run to be timed is repeated as often as fills two milliseconds.

@@ -13,4 +13,8 @@ namespace espalier {
 /// left for torch's step is nothing: the gradient is consumed.
 bool fused_update(torch::optim::Optimizer& optimizer, SparseWeight& weight, double decay);
 
+/// The same for a parameter as it is, a bias or what batch norm learns: torch's several operations on a few numbers
+/// take more time than a pass over them.
+bool fused_update(torch::optim::Optimizer& optimizer, at::Tensor parameter);
+
 }  // namespace espalier
