@@ -2,10 +2,7 @@
 
 #include <torch/torch.h>
 
-#if __has_include(<sys/mman.h>)
-#include <sys/mman.h>
-#endif
-
+#include "espalier/core/large_pages.h"
 #include "ops/image_planes.h"
 
 namespace espalier::ops {
@@ -210,13 +207,7 @@ at::Tensor sum(const at::Tensor& a, const ImageLayout& a_layout, const at::Tenso
 
 at::Tensor new_images(std::int64_t numel, const at::TensorOptions& options) {
   at::Tensor images = at::empty({numel}, options);
-#ifdef MADV_HUGEPAGE
-  constexpr std::uintptr_t kHugePage = std::uintptr_t{2} << 20;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(images.data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(images.data_ptr()) + images.nbytes()) / kHugePage * kHugePage;
-  // An advice: where the system takes none, nothing changes.
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+  want_large_pages(images.data_ptr(), images.nbytes());
   return images;
 }
 
