@@ -24,7 +24,7 @@ inline void check_images(const at::Tensor& images, const ImageLayout& layout) {
 }
 
 /// Entries to be written, as a tensor. Planes of a large batch are pages apart and are visited in turn, so the pages
-/// had better be large ones: the convolutions of a residual network took 5 to 13 % less (docs/kernels.md).
+/// had better be large ones: the convolutions of a residual network take 5 to 13 % less (docs/kernels.md).
 at::Tensor new_images(std::int64_t numel, const at::TensorOptions& options);
 
 /// f(group, channel) for every plane, in parallel.
