@@ -104,6 +104,31 @@ TEST(FusedUpdate, IsTorchsOptimiser) {
   }
 }
 
+TEST(FusedUpdate, OfAParameterAsItIs) {
+  auto bias = torch::tensor({1.0F, 2.0F, 3.0F}).set_requires_grad(true);
+  const auto options = torch::optim::SGDOptions(0.5).momentum(0.5);
+  torch::optim::SGD sgd({bias}, options);
+  Plain<torch::optim::SGD> derived({bias}, options);
+  EXPECT_FALSE(fused_update(sgd, bias));  // no gradient yet
+  for (int step = 0; step < 2; ++step) {
+    const auto product = bias * bias;  // keeps what it needs for its gradient
+    bias.mutable_grad() = torch::tensor({2.0F, 4.0F, 0.0F});
+    EXPECT_FALSE(fused_update(derived, bias));
+    EXPECT_TRUE(fused_update(sgd, bias));
+    EXPECT_FALSE(bias.grad().defined());                     // torch's own step passes it over
+    EXPECT_THROW(product.sum().backward(), std::exception);  // torch sees that it has changed
+    sgd.step();
+  }
+  // buffers of 2, 4, 0 and then 3, 6, 0
+  EXPECT_TRUE(bias.equal(torch::tensor({-1.5F, -3.0F, 3.0F})));
+  auto turned = torch::ones({2, 3}).t().set_requires_grad(true), half = torch::ones({2}, torch::kHalf);
+  turned.mutable_grad() = torch::ones({3, 2});
+  half.set_requires_grad(true).mutable_grad() = torch::ones({2}, torch::kHalf);
+  torch::optim::SGD others({turned, half}, options);
+  EXPECT_FALSE(fused_update(others, turned));
+  EXPECT_FALSE(fused_update(others, half));
+}
+
 TEST(FusedUpdate, LeavesWhatItCannotDo) {
   Net net(torch::kFloat);
   Sparsifier s(net, make_method("dense"), Powerprop(2), {});
