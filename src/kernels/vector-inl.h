@@ -76,7 +76,7 @@ inline Vec<T> broadcast(T x) {
 }
 
 // Two vectors merged at a distance d (a power of two): lane j of near() is a[j] or b[j - d], lane j of far() is
-// a[j + d] or b[j], by bit d of j. Transposing takes both for d = 1, 2, 4, …; adding them instead sums across lanes.
+// a[j + d] or b[j], by bit d of j. Transposing takes both for d = 1, 2, 4, ….
 
 template <class T, int d, std::size_t... j>
 inline Vec<T> near_lanes(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
@@ -89,19 +89,48 @@ inline Vec<T> far_lanes(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
 template <class T>
 using EveryLane = std::make_index_sequence<static_cast<std::size_t>(kLanes<T>)>;
 
+// Half the way of summing a and b across lanes, each one shuffle of every instruction set: halves of a and b merged,
+// which added together have half as many terms of each as a and b had.
+
+/// Lanes of 16 bytes: the first (half = 0) or second halves of a and b, by turns.
+template <class T, int half, std::size_t... j>
+inline Vec<T> alternating(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
+  constexpr std::size_t part = 16 / sizeof(T);
+  return __builtin_shufflevector(a, b, (j % 2 * kLanes<T> + j / part * part + half * part / 2 + j % part / 2)...);
+}
+/// Lanes of 16 bytes: the first or second half of a, then that of b.
+template <class T, int half, std::size_t... j>
+inline Vec<T> halves(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
+  constexpr std::size_t part = 16 / sizeof(T), n = part / 2;
+  return __builtin_shufflevector(a, b, (j / n % 2 * kLanes<T> + j / part * part + half * n + j % n)...);
+}
+/// Every second 16 bytes of a, then of b.
+template <class T, int half, std::size_t... j>
+inline Vec<T> every_second(Vec<T> a, Vec<T> b, std::index_sequence<j...>) {
+  constexpr std::size_t part = 16 / sizeof(T);
+  return __builtin_shufflevector(a, b, (j / part * 2 * part + half * part + j % part)...);
+}
+
 /// Lane j of the result is the sum of the lanes of v[j].
-template <class T, int d = 1>
+template <class T, int vectors = kLanes<T>>
 inline Vec<T> sums_of(const Vec<T>* v) {
-  if constexpr (d == kLanes<T>) {
+  if constexpr (vectors == 1) {
     return v[0];
   } else {
-    Vec<T> merged[kLanes<T> / d / 2];
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T> / d / 2; ++i) {
-      merged[i] = near_lanes<T, d>(v[2 * i], v[2 * i + 1], EveryLane<T>{}) +
-                  far_lanes<T, d>(v[2 * i], v[2 * i + 1], EveryLane<T>{});
+    constexpr int parts = kVectorBytes / 16;
+    constexpr EveryLane<T> lanes;
+    Vec<T> merged[vectors / 2];
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors / 2; ++i) {
+      const Vec<T> a = v[2 * i], b = v[2 * i + 1];
+      if constexpr (vectors == kLanes<T>)
+        merged[i] = alternating<T, 0>(a, b, lanes) + alternating<T, 1>(a, b, lanes);
+      else if constexpr (vectors > parts)
+        merged[i] = halves<T, 0>(a, b, lanes) + halves<T, 1>(a, b, lanes);
+      else
+        merged[i] = every_second<T, 0>(a, b, lanes) + every_second<T, 1>(a, b, lanes);
     }
-    return sums_of<T, 2 * d>(merged);
+    return sums_of<T, vectors / 2>(merged);
   }
 }
 
