@@ -1,46 +1,48 @@
 // Part of the text of the backward kernels, included once by the file of each instruction set after vector-inl.h.
 
-/// Dot products as vectors of partial sums, waiting to be summed across lanes a vector's worth at a time: cheaper than
-/// one by one, and no tails at the ends of columns. `segment` dots may be added between two calls of flush_full.
-template <class T, int segment>
+/// Dot products as vectors of partial sums, waiting in a ring to be summed across lanes a vector's worth at a time:
+/// cheaper than one by one, and no tails at the ends of lines. `segment` of them are summed at a time, or none: what
+/// depends on how many are left over, be it a loop or a branch, is foreseen wrongly at every line.
+template <class T, std::uint32_t segment>
 class PendingDots {
  public:
-  PendingDots(T* to, bool accumulate) : to_(to), accumulate_(accumulate) {}
+  /// `to`: of entry `begin`.
+  PendingDots(T* to, std::uint32_t begin, bool accumulate) : begin_(begin), to_(to), accumulate_(accumulate) {}
 
-  static constexpr int kSegment = segment;
+  static constexpr std::uint32_t kSegment = segment;
 
-  Vec<T>* next() { return dots_ + count_; }
-  void added(int n) { count_ += n; }
+  /// Where the dot of an entry goes; entries come in order.
+  Vec<T>& of(std::uint32_t entry) { return dots_[(entry - begin_) % kSlots]; }
 
-  /// Sums all full groups; what is left moves to the front.
-  void flush_full() {
-    if (count_ < kSegment) return;
-    int i = 0;
-    for (; i + kLanes<T> <= count_; i += kLanes<T>) {
-      Vec<T> sums = sums_of<T>(dots_ + i);
-      if (accumulate_) sums += load(to_);
-      store(to_, sums);
-      to_ += kLanes<T>;
-    }
-    for (int j = i; j < count_; ++j) dots_[j - i] = dots_[j];
-    count_ -= i;
+  /// Entries up to `end` have come. To be called once in `segment` entries or more often.
+  void flush_full(std::uint32_t end) {
+    if (end - begin_ - summed_ < segment) return;
+    for (std::uint32_t i = 0; i < segment; i += kLanes<T>) flush();
   }
 
-  void finish() {
-    flush_full();
-    for (int i = 0; i < count_; i += kLanes<T>) {
-      Vec<T> group[kLanes<T>];
-      for (int j = 0; j < kLanes<T>; ++j) group[j] = i + j < count_ ? dots_[i + j] : Vec<T>{};
-      const Vec<T> sums = sums_of<T>(group);
-      for (int j = 0; j < kLanes<T> && i + j < count_; ++j) to_[j] = accumulate_ ? to_[j] + sums[j] : sums[j];
-      to_ += kLanes<T>;
-    }
-    count_ = 0;
+  void finish(std::uint32_t end) {
+    while (end - begin_ - summed_ >= kLanes<T>) flush();
+    const std::uint32_t rest = end - begin_ - summed_;
+    Vec<T> group[kLanes<T>] = {};
+    for (std::uint32_t j = 0; j < rest; ++j) group[j] = dots_[(summed_ + j) % kSlots];
+    const Vec<T> sums = sums_of<T>(group);
+    for (std::uint32_t j = 0; j < rest; ++j) to_[j] = accumulate_ ? to_[j] + sums[j] : sums[j];
   }
 
  private:
-  Vec<T> dots_[2 * kSegment];
-  int count_ = 0;
+  static constexpr std::uint32_t kSlots = 2 * segment;
+  static_assert(segment % kLanes<T> == 0 && (segment & (segment - 1)) == 0);
+
+  void flush() {
+    Vec<T> sums = sums_of<T>(dots_ + summed_ % kSlots);
+    if (accumulate_) sums += load(to_);
+    store(to_, sums);
+    to_ += kLanes<T>;
+    summed_ += kLanes<T>;
+  }
+
+  Vec<T> dots_[kSlots];
+  std::uint32_t begin_, summed_ = 0;
   T* to_;
   bool accumulate_;
 };

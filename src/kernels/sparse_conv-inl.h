@@ -7,6 +7,8 @@ constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 6;
 template <class T>
 constexpr int kVectorsTogether = kVectorBytes == 32 && kLanes<T> < kImageLanes ? 2 : 1;
 constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 4;
+/// Backward, lines of fewer entries ask for x and dx of the line after the next one.
+constexpr std::uint32_t kFewEntries = kVectorBytes == 64 ? 12 : 64;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
 template <int most, int width = most, class F>
@@ -204,7 +206,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
   const std::uint16_t* line = side.outer_index.data() + segment->line;
   const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
   std::uint32_t k = segment->entry;
-  PendingDots<T, 32> dots(dvalues + k, true);
+  PendingDots<T, 32> dots(dvalues + k, k, true);
   for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
     const CompressedSide::Run run = side.runs[r];
     for (std::uint32_t i = 0; i < run.lines; ++i) {
@@ -216,7 +218,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
         xs[p] = load(x + at + of_x(p));
         if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + at + of_x(p)) : Vec<T>{};
       }
-      const std::int64_t ahead = *std::min(line, last) * x_plane;
+      const std::int64_t ahead = *std::min(line + (run.entries < kFewEntries), last) * x_plane;
 #pragma GCC unroll 16
       for (int p = 0; p < sums; p += vectors) {
         __builtin_prefetch(x + ahead + of_x(p));
@@ -224,8 +226,6 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
       }
       for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
         const std::uint32_t end = std::min(line_end, k + PendingDots<T, 32>::kSegment);
-        Vec<T>* dot = dots.next();
-        dots.added(static_cast<int>(end - k));
         for (; k < end; ++k) {
           const T* const g = in_register(dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes);
           [[maybe_unused]] Vec<T> w;
@@ -240,9 +240,9 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
             Vec<T>& chain = p < half ? product : second;
             chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
           }
-          *dot++ = half < sums ? product + second : product;
+          dots.of(k) = half < sums ? product + second : product;
         }
-        dots.flush_full();
+        dots.flush_full(k);
       }
       if constexpr (input_gradient) {
 #pragma GCC unroll 16
@@ -250,7 +250,7 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
       }
     }
   }
-  dots.finish();
+  dots.finish(k);
 }
 
 template <class T>

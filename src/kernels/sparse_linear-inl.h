@@ -22,6 +22,9 @@ constexpr int kForwardSums = kForwardVectors;
 /// the sums of the next lines overlap.
 constexpr int kForwardWays = kVectorBytes == 64 ? 2 : 1;
 constexpr std::uint32_t kLongLine = 8;
+/// Backward likewise, up to this number of sums of one entry: all that there are with AVX-512, so that a sample's
+/// gradient has the same bits in every tile.
+constexpr int kTwoWaysUpTo = kVectorBytes == 64 ? 8 : 2;
 
 /// Asks for the lines of memory that hold `count` numbers some way ahead of p, past an end for what nobody will read.
 template <class T>
@@ -178,12 +181,13 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
                                       T* dvalues, bool accumulate, bool of_relu, std::int64_t chunk_begin,
                                       std::int64_t chunk_end) {
   constexpr int registers = tiles * vectors;
+  constexpr int ways = registers <= kTwoWaysUpTo ? 2 : 1;
   const std::uint16_t* const row = side.inner_index.data();
   const std::int64_t x_tile = side.outer * lanes, dy_tile = side.inner * lanes;
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
-    PendingDots<T, 16> dots(dvalues + k, accumulate);
+    PendingDots<T, 16> dots(dvalues + k, k, accumulate);
     [[maybe_unused]] const bool masked = of_relu && block + 1 == side.blocks();
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
@@ -194,17 +198,16 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
           const std::int64_t at = (chunk * side.chunk + *column++) * lanes;
           const auto of_x = [&](int p) { return at + p / vectors * x_tile + p % vectors * kLanes<T>; };
           Vec<T> xs[registers];
-          [[maybe_unused]] Vec<T> sum[registers];
+          [[maybe_unused]] Vec<T> sum[ways][registers];
 #pragma GCC unroll 8
           for (int p = 0; p < registers; ++p) {
             xs[p] = load(x + of_x(p));
-            if constexpr (input_gradient) sum[p] = block > 0 ? load(dx + of_x(p)) : Vec<T>{};
+            if constexpr (input_gradient) sum[0][p] = block > 0 ? load(dx + of_x(p)) : Vec<T>{};
+            if constexpr (input_gradient && ways == 2) sum[1][p] = Vec<T>{};
           }
           for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
             const std::uint32_t end = std::min(line_end, k + PendingDots<T, 16>::kSegment);
-            Vec<T>* dot = dots.next();
-            dots.added(static_cast<int>(end - k));
-            const auto entry = [&](std::uint32_t e) __attribute__((always_inline)) {
+            const auto entry = [&](std::uint32_t e, int way) __attribute__((always_inline)) {
               const T* const g = of_tile<tiles>(dyb + row[e] * lanes);
               const T* const g2 = of_tile<tiles>(g + dy_tile);  // of the second tile, where there are two
               if constexpr (ask_early) {                        // past the end of a block for what nobody will read
@@ -228,33 +231,34 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
                 Vec<T> gradient = load((p < vectors ? g : g2) + p % vectors * kLanes<T>);
                 if constexpr (input_gradient) {
                   gradient = in_register<T>(gradient);
-                  sum[p] += w * gradient;
+                  sum[way][p] += w * gradient;
                 }
                 Vec<T>& chain = p < half ? product : second;
                 chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
               }
-              *dot++ = half < registers ? product + second : product;
+              dots.of(e) = half < registers ? product + second : product;
             };
-            if constexpr (registers <= 2) {  // so little for each entry that counting them shows
+            if constexpr (ways == 2) {
               for (; k + 2 <= end; k += 2) {
-                entry(k);
-                entry(k + 1);
+                entry(k, 0);
+                entry(k + 1, 1);
               }
             }
-            for (; k < end; ++k) entry(k);
-            dots.flush_full();
+            for (; k < end; ++k) entry(k, 0);
+            dots.flush_full(k);
           }
           if constexpr (input_gradient) {
 #pragma GCC unroll 8
             for (int p = 0; p < registers; ++p) {
-              if (masked) sum[p] = xs[p] > T(0) ? sum[p] : Vec<T>{};
-              store(dx + of_x(p), sum[p]);
+              if constexpr (ways == 2) sum[0][p] += sum[1][p];
+              if (masked) sum[0][p] = xs[p] > T(0) ? sum[0][p] : Vec<T>{};
+              store(dx + of_x(p), sum[0][p]);
             }
           }
         }
       }
     }
-    dots.finish();
+    dots.finish(k);
   }
 }
 
