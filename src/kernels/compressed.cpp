@@ -264,8 +264,8 @@ struct Blocking {
 ///
 /// Backward, a line has some 32 entries in a block (80 where tiles are taken one by one): with fewer rows x and dx are
 /// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in L2. Natural order: each
-/// tile of x and dx is touched once a block, and taken out of order that is 3 to 20 % slower; but where all tiles stay
-/// in L2, by length: it takes the same time there, and 5 to 10 % less in batches of 32.
+/// tile of x and dx is touched once a block, and taken out of order that is 3 to 20 % slower; but where all
+/// tiles fit half of L2, by length: the same time there, and 5 to 10 % less in batches of 32.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
   constexpr std::int64_t kWhole = 65536, kFitsL2 = 2048;
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));

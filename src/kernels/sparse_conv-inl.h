@@ -7,8 +7,8 @@ constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 6;
 template <class T>
 constexpr int kVectorsTogether = kVectorBytes == 32 && kLanes<T> < kImageLanes ? 2 : 1;
 constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 4;
-/// Backward, lines of fewer entries ask for x and dx of the line after the next one.
-constexpr std::uint32_t kFewEntries = kVectorBytes == 64 ? 12 : 64;
+/// Backward, x and dx are asked for so many lines ahead: a line of fewer pixels takes less time.
+constexpr int kLinesAhead = kVectorBytes == 64 ? 1 : 2;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
 template <int most, int width = most, class F>
@@ -218,14 +218,14 @@ inline void conv_backward_block(const CompressedSide& side, std::int64_t block, 
         xs[p] = load(x + at + of_x(p));
         if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + at + of_x(p)) : Vec<T>{};
       }
-      const std::int64_t ahead = *std::min(line + (run.entries < kFewEntries), last) * x_plane;
+      const std::int64_t ahead = *std::min(line + kLinesAhead - 1, last) * x_plane;
 #pragma GCC unroll 16
       for (int p = 0; p < sums; p += vectors) {
         __builtin_prefetch(x + ahead + of_x(p));
         if constexpr (input_gradient) __builtin_prefetch(dx + ahead + of_x(p), 1);
       }
       for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
-        const std::uint32_t end = std::min(line_end, k + PendingDots<T, 32>::kSegment);
+        const std::uint32_t end = std::min(line_end, k + dots.kSegment);
         for (; k < end; ++k) {
           const T* const g = in_register(dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes);
           [[maybe_unused]] Vec<T> w;

@@ -206,7 +206,7 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
             if constexpr (input_gradient && ways == 2) sum[1][p] = Vec<T>{};
           }
           for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
-            const std::uint32_t end = std::min(line_end, k + PendingDots<T, 16>::kSegment);
+            const std::uint32_t end = std::min(line_end, k + dots.kSegment);
             const auto entry = [&](std::uint32_t e, int way) __attribute__((always_inline)) {
               const T* const g = of_tile<tiles>(dyb + row[e] * lanes);
               const T* const g2 = of_tile<tiles>(g + dy_tile);  // of the second tile, where there are two
