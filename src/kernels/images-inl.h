@@ -4,10 +4,10 @@
 template <class T>
 constexpr int kPixelVectors = kImageLanes / kLanes<T>;
 
-inline std::int64_t row_of(const ImagePlane& p) { return (p.width + 2 * p.halo) * kImageLanes; }
+inline std::int64_t row_of(const ImagePlane& p) { return p.row() * kImageLanes; }
 /// Where the image begins, behind the halo above and to the left.
-inline std::int64_t first_of(const ImagePlane& p) { return p.halo * (row_of(p) + kImageLanes); }
-inline std::int64_t entries_of(const ImagePlane& p) { return (p.height + 2 * p.halo) * row_of(p); }
+inline std::int64_t first_of(const ImagePlane& p) { return p.first() * kImageLanes; }
+inline std::int64_t entries_of(const ImagePlane& p) { return p.pixels() * kImageLanes; }
 
 /// Whole pixels. Most are a few between two rows: too few for a call of memset, which the compiler would make of the
 /// loop if it could.
@@ -19,10 +19,9 @@ inline void set_zero(T* from, T* to) {
   }
 }
 
-/// The halo runs on from the right of one row to the left of the next.
+/// All that is not image.
 template <class T>
 void clear_halo(const ImagePlane& p, T* plane) {
-  if (p.halo == 0) return;
   T* zeros = plane;
   T* image = plane + first_of(p);
   for (std::int64_t y = 0; y < p.height; ++y, image += row_of(p)) {
@@ -40,7 +39,7 @@ inline void each_pixel(const ImagePlane& p, T*& at, std::int64_t& x, int count, 
     at += kImageLanes;
     if (++x == p.width) {
       x = 0;
-      at += 2 * p.halo * kImageLanes;
+      at += p.halo * kImageLanes;
     }
   }
 }

@@ -21,10 +21,13 @@ struct Channels : torch::CustomClassHolder {
   std::vector<ChannelPiece> pieces;
   std::int64_t count = 0;   // channels
   std::int64_t values = 0;  // of a channel, without padding
-  ImageLayout images;       // for its halo
+  ImageLayout images;       // where there are images: for their halo
 
   kernels::Channel channel(std::int64_t c) const {
     return {pieces.data(), static_cast<std::int64_t>(pieces.size()), c};
+  }
+  at::Tensor new_like(const at::Tensor& x) const {
+    return images.samples > 0 ? new_images(images, x.options()) : new_entries(x.numel(), x.options());
   }
 };
 
@@ -34,8 +37,8 @@ c10::intrusive_ptr<Channels> channels_of(const ImageLayout& l) {
   channels->values = l.samples * l.height * l.width;
   channels->images = l;
   for (std::int64_t g = 0; g < l.groups(); ++g) {
-    channels->pieces.push_back({l.offset(g, 0) + l.halo * (l.row() + 1) * kImageLanes, l.plane() * kImageLanes,
-                                l.height, l.row() * kImageLanes, l.width, l.valid(g)});
+    channels->pieces.push_back({l.offset(g, 0) + l.image().first() * kImageLanes, l.plane() * kImageLanes, l.height,
+                                l.row() * kImageLanes, l.width, l.valid(g)});
   }
   return channels;
 }
@@ -65,9 +68,8 @@ void each_channel(const Channels& channels, const F& f) {
 template <class T>
 void clear_halos(const Channels& channels, std::int64_t c, T* entries) {
   const ImageLayout& l = channels.images;
-  if (l.halo == 0) return;
   for (std::int64_t g = 0; g < l.groups(); ++g) {
-    kernels::active().images<T>().clear_halo(plane_of(l), entries + l.offset(g, c));
+    kernels::active().images<T>().clear_halo(l.image(), entries + l.offset(g, c));
   }
 }
 
@@ -93,7 +95,7 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
     const at::Tensor x = input.contiguous();
     const at::Tensor w = weight ? weight->contiguous() : at::Tensor(), b = bias ? bias->contiguous() : at::Tensor(),
                      other = summand ? summand->contiguous() : at::Tensor();
-    at::Tensor y = new_images(x.numel(), x.options());
+    at::Tensor y = channels->new_like(x);
     at::Tensor mean = at::empty({channels->count}, x.options()), invstd = at::empty({channels->count}, x.options());
     with_type(x, [&](auto zero) {
       using T = decltype(zero);
@@ -138,8 +140,8 @@ struct FusedBatchNorm : torch::autograd::Function<FusedBatchNorm> {
     const bool over_dy = may_overwrite(gradients[0]);
     const at::Tensor dy = gradients[0].contiguous();
     const bool add = gradients.size() > 1 && gradients[1].defined(), keeps_g = summand;
-    at::Tensor g = !y.defined() || over_dy ? dy : new_images(x.numel(), x.options());
-    at::Tensor dx = add ? to_add_to(gradients[1]) : over_dy && !keeps_g ? dy : new_images(x.numel(), x.options());
+    at::Tensor g = !y.defined() || over_dy ? dy : channels.new_like(x);
+    at::Tensor dx = add ? to_add_to(gradients[1]) : over_dy && !keeps_g ? dy : channels.new_like(x);
     at::Tensor dweight = at::empty_like(mean), dbias = at::empty_like(mean);
     with_type(x, [&](auto zero) {
       using T = decltype(zero);

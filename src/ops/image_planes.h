@@ -14,8 +14,6 @@ namespace espalier::ops {
 /// Entries that a thread takes at least.
 constexpr std::int64_t kImageGrain = 32768;
 
-inline kernels::ImagePlane plane_of(const ImageLayout& layout) { return {layout.height, layout.width, layout.halo}; }
-
 inline void check_images(const at::Tensor& images, const ImageLayout& layout) {
   ESPALIER_CHECK(images.dim() == 1 && images.numel() == layout.numel() && images.device().is_cpu(), ErrorKind::usage,
                  "batch tiles of {} images of {}x{}x{} with a halo of {} have {} entries; found [{}] on {}",
@@ -25,7 +23,10 @@ inline void check_images(const at::Tensor& images, const ImageLayout& layout) {
 
 /// Entries to be written, as a tensor. Planes of a large batch are pages apart and are visited in turn, so the pages
 /// had better be large ones: the convolutions of a residual network take 5 to 13 % less (docs/kernels.md).
-at::Tensor new_images(std::int64_t numel, const at::TensorOptions& options);
+at::Tensor new_entries(std::int64_t numel, const at::TensorOptions& options);
+
+/// The same for images, the halo below the last plane already there.
+at::Tensor new_images(const ImageLayout& layout, const at::TensorOptions& options);
 
 /// f(group, channel) for every plane, in parallel.
 template <class F>

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <cstring>
+
 #include "espalier/core/large_pages.h"
 #include "ops/image_planes.h"
 
@@ -15,13 +17,13 @@ at::Tensor tiled(const at::Tensor& nchw, const ImageLayout& layout) {
   // The planes of an image without gaps; images and channels may be anywhere.
   const bool dense = nchw.stride(3) == 1 && nchw.stride(2) == layout.width;
   const at::Tensor from = dense ? nchw : nchw.contiguous();
-  at::Tensor images = new_images(layout.numel(), nchw.options());
+  at::Tensor images = new_images(layout, nchw.options());
   with_type(nchw, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().images<T>();
     each_plane(layout, [&](std::int64_t g, std::int64_t c) {
       k.to_plane(from.data_ptr<T>() + g * kImageLanes * from.stride(0) + c * from.stride(1), from.stride(0),
-                 layout.valid(g), plane_of(layout), images.data_ptr<T>() + layout.offset(g, c));
+                 layout.valid(g), layout.image(), images.data_ptr<T>() + layout.offset(g, c));
     });
   });
   return images;
@@ -35,7 +37,7 @@ at::Tensor untiled(const at::Tensor& images, const ImageLayout& layout) {
     using T = decltype(zero);
     const auto& k = kernels::active().images<T>();
     each_plane(layout, [&](std::int64_t g, std::int64_t c) {
-      k.from_plane(from.data_ptr<T>() + layout.offset(g, c), plane_of(layout),
+      k.from_plane(from.data_ptr<T>() + layout.offset(g, c), layout.image(),
                    nchw.data_ptr<T>() + (g * kImageLanes * layout.channels + c) * area, layout.channels * area,
                    layout.valid(g));
     });
@@ -47,12 +49,12 @@ at::Tensor with_other_halo(const at::Tensor& images, const ImageLayout& layout, 
   const at::Tensor from = images.contiguous();
   ImageLayout wanted = layout;
   wanted.halo = halo;
-  at::Tensor to = at::empty({wanted.numel()}, images.options());
+  at::Tensor to = new_images(wanted, images.options());
   with_type(images, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().images<T>();
     each_plane(layout, [&](std::int64_t g, std::int64_t c) {
-      k.with_halo(from.data_ptr<T>() + layout.offset(g, c), plane_of(layout), halo,
+      k.with_halo(from.data_ptr<T>() + layout.offset(g, c), layout.image(), halo,
                   to.data_ptr<T>() + wanted.offset(g, c));
     });
   });
@@ -78,7 +80,7 @@ at::Tensor flattened(const at::Tensor& images, const ImageLayout& layout) {
     const auto& k = kernels::active().images<T>();
     each_plane(layout, [&](std::int64_t g, std::int64_t c) {
       const auto [offset, lanes] = place_of(g, flat);
-      k.to_features(from.data_ptr<T>() + layout.offset(g, c), plane_of(layout),
+      k.to_features(from.data_ptr<T>() + layout.offset(g, c), layout.image(),
                     tiles.data_ptr<T>() + offset + c * layout.height * layout.width * lanes, lanes);
     });
   });
@@ -88,13 +90,13 @@ at::Tensor flattened(const at::Tensor& images, const ImageLayout& layout) {
 at::Tensor unflattened(const at::Tensor& tiles, const ImageLayout& layout) {
   const at::Tensor from = tiles.contiguous();
   const TileLayout flat = layout.flat();
-  at::Tensor images = at::empty({layout.numel()}, tiles.options());
+  at::Tensor images = new_images(layout, tiles.options());
   with_type(tiles, [&](auto zero) {
     using T = decltype(zero);
     const auto& k = kernels::active().images<T>();
     each_plane(layout, [&](std::int64_t g, std::int64_t c) {
       const auto [offset, lanes] = place_of(g, flat);
-      k.from_features(from.data_ptr<T>() + offset + c * layout.height * layout.width * lanes, lanes, plane_of(layout),
+      k.from_features(from.data_ptr<T>() + offset + c * layout.height * layout.width * lanes, lanes, layout.image(),
                       images.data_ptr<T>() + layout.offset(g, c));
     });
   });
@@ -153,14 +155,14 @@ struct Add : torch::autograd::Function<Add> {
     ImageLayout la = layout, lb = layout;
     la.halo = a_halo;
     lb.halo = b_halo;
-    at::Tensor y = over_a ? a : new_images(layout.numel(), a.options());
+    at::Tensor y = over_a ? a : new_images(layout, a.options());
     if (over_a) ctx->mark_dirty({a});
     with_type(a, [&](auto zero) {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
       each_plane(layout, [&](std::int64_t g, std::int64_t c) {
         k.add(from_a.data_ptr<T>() + la.offset(g, c), a_halo, from_b.data_ptr<T>() + lb.offset(g, c), b_halo,
-              plane_of(layout), relu, y.data_ptr<T>() + layout.offset(g, c));
+              layout.image(), relu, y.data_ptr<T>() + layout.offset(g, c));
       });
     });
     if (relu) ctx->save_for_backward({y});
@@ -205,9 +207,17 @@ at::Tensor sum(const at::Tensor& a, const ImageLayout& a_layout, const at::Tenso
 
 }  // namespace
 
-at::Tensor new_images(std::int64_t numel, const at::TensorOptions& options) {
-  at::Tensor images = at::empty({numel}, options);
-  want_large_pages(images.data_ptr(), images.nbytes());
+at::Tensor new_entries(std::int64_t numel, const at::TensorOptions& options) {
+  at::Tensor entries = at::empty({numel}, options);
+  want_large_pages(entries.data_ptr(), entries.nbytes());
+  return entries;
+}
+
+at::Tensor new_images(const ImageLayout& layout, const at::TensorOptions& options) {
+  at::Tensor images = new_entries(layout.numel(), options);
+  if (layout.samples == 0) return images;
+  const auto bytes = static_cast<std::size_t>(layout.halo_below()) * images.element_size();
+  std::memset(static_cast<char*>(images.data_ptr()) + images.nbytes() - bytes, 0, bytes);
   return images;
 }
 

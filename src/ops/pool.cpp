@@ -66,7 +66,7 @@ c10::IValue saved(const c10::intrusive_ptr<Windows>& w) { return c10::IValue::ma
 struct MaxPool : torch::autograd::Function<MaxPool> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& images, const c10::intrusive_ptr<Windows>& w) {
     const at::Tensor x = images.contiguous();
-    at::Tensor y = at::empty({w->out.numel()}, x.options());
+    at::Tensor y = new_images(w->out, x.options());
     const std::int64_t windows = w->out.height * w->out.width * kImageLanes;  // of a plane
     at::Tensor pixels;
     if (images.requires_grad()) {
@@ -79,8 +79,8 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
       each_plane(w->in, [&](std::int64_t g, std::int64_t c) {
         Pixel<T>* const to =
             pixels.defined() ? static_cast<Pixel<T>*>(pixels.data_ptr()) + (g * w->in.channels + c) * windows : nullptr;
-        k.max_pool(x.data_ptr<T>() + w->in.offset(g, c), plane_of(w->in), w->rows.data(), w->columns.data(),
-                   plane_of(w->out), y.data_ptr<T>() + w->out.offset(g, c), to);
+        k.max_pool(x.data_ptr<T>() + w->in.offset(g, c), w->in.image(), w->rows.data(), w->columns.data(),
+                   w->out.image(), y.data_ptr<T>() + w->out.offset(g, c), to);
       });
     });
     ctx->save_for_backward({pixels});
@@ -93,7 +93,7 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
     const auto capsule = ctx->saved_data["windows"].toCapsule();
     const auto& w = static_cast<const Windows&>(*capsule);
     const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = at::empty({w.in.numel()}, dy.options());
+    at::Tensor dx = new_images(w.in, dy.options());
     const std::int64_t windows = w.out.height * w.out.width * kImageLanes;
     with_type(dy, [&](auto zero) {
       using T = decltype(zero);
@@ -101,7 +101,7 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
       each_plane(w.in, [&](std::int64_t g, std::int64_t c) {
         k.max_pool_gradient(dy.data_ptr<T>() + w.out.offset(g, c),
                             static_cast<const Pixel<T>*>(pixels.data_ptr()) + (g * w.in.channels + c) * windows,
-                            plane_of(w.out), w.rows.data(), w.columns.data(), plane_of(w.in),
+                            w.out.image(), w.rows.data(), w.columns.data(), w.in.image(),
                             dx.data_ptr<T>() + w.in.offset(g, c));
       });
     });
@@ -112,13 +112,13 @@ struct MaxPool : torch::autograd::Function<MaxPool> {
 struct AveragePool : torch::autograd::Function<AveragePool> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& images, const c10::intrusive_ptr<Windows>& w) {
     const at::Tensor x = images.contiguous();
-    at::Tensor y = at::empty({w->out.numel()}, x.options());
+    at::Tensor y = new_images(w->out, x.options());
     with_type(x, [&](auto zero) {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
       each_plane(w->in, [&](std::int64_t g, std::int64_t c) {
-        k.average_pool(x.data_ptr<T>() + w->in.offset(g, c), plane_of(w->in), w->rows.data(), w->columns.data(),
-                       w->divisor, plane_of(w->out), y.data_ptr<T>() + w->out.offset(g, c));
+        k.average_pool(x.data_ptr<T>() + w->in.offset(g, c), w->in.image(), w->rows.data(), w->columns.data(),
+                       w->divisor, w->out.image(), y.data_ptr<T>() + w->out.offset(g, c));
       });
     });
     ctx->saved_data["windows"] = saved(w);
@@ -129,13 +129,13 @@ struct AveragePool : torch::autograd::Function<AveragePool> {
     const auto capsule = ctx->saved_data["windows"].toCapsule();
     const auto& w = static_cast<const Windows&>(*capsule);
     const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = at::empty({w.in.numel()}, dy.options());
+    at::Tensor dx = new_images(w.in, dy.options());
     with_type(dy, [&](auto zero) {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
       each_plane(w.in, [&](std::int64_t g, std::int64_t c) {
-        k.average_pool_gradient(dy.data_ptr<T>() + w.out.offset(g, c), plane_of(w.out), w.rows.data(), w.columns.data(),
-                                w.divisor, plane_of(w.in), dx.data_ptr<T>() + w.in.offset(g, c));
+        k.average_pool_gradient(dy.data_ptr<T>() + w.out.offset(g, c), w.out.image(), w.rows.data(), w.columns.data(),
+                                w.divisor, w.in.image(), dx.data_ptr<T>() + w.in.offset(g, c));
       });
     });
     return {dx, {}};
@@ -151,7 +151,7 @@ struct Largest : torch::autograd::Function<Largest> {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
       each_plane(layout, [&](std::int64_t g, std::int64_t c) {
-        k.largest(x.data_ptr<T>() + layout.offset(g, c), plane_of(layout),
+        k.largest(x.data_ptr<T>() + layout.offset(g, c), layout.image(),
                   y.data_ptr<T>() + (g * layout.channels + c) * kImageLanes);
       });
     });
@@ -165,13 +165,13 @@ struct Largest : torch::autograd::Function<Largest> {
     const at::Tensor &x = variables[0], &y = variables[1];
     const ImageLayout layout = saved_layout(ctx->saved_data["layout"]);
     const at::Tensor dy = gradients[0].contiguous();
-    at::Tensor dx = at::empty_like(x);
+    at::Tensor dx = new_images(layout, x.options());
     with_type(x, [&](auto zero) {
       using T = decltype(zero);
       const auto& k = kernels::active().images<T>();
       each_plane(layout, [&](std::int64_t g, std::int64_t c) {
         const std::int64_t pixel = (g * layout.channels + c) * kImageLanes;
-        k.largest_gradient(x.data_ptr<T>() + layout.offset(g, c), plane_of(layout), y.data_ptr<T>() + pixel,
+        k.largest_gradient(x.data_ptr<T>() + layout.offset(g, c), layout.image(), y.data_ptr<T>() + pixel,
                            dy.data_ptr<T>() + pixel, dx.data_ptr<T>() + layout.offset(g, c));
       });
     });

@@ -33,7 +33,7 @@ std::int64_t pixel(const ImageLayout& layout, std::int64_t group, std::int64_t h
 template <class T>
 void clear_halo(const ImageLayout& layout, std::int64_t group, T* images) {
   for (std::int64_t c = 0; c < layout.channels; ++c) {
-    kernels::active().images<T>().clear_halo(plane_of(layout), images + layout.offset(group, c));
+    kernels::active().images<T>().clear_halo(layout.image(), images + layout.offset(group, c));
   }
 }
 
@@ -117,7 +117,7 @@ void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, cons
                      for (std::int64_t c = begin; c < end; ++c) {
                        double sum = 0;
                        for (std::int64_t group = 0; group < out.groups(); ++group) {
-                         sum += k.sum_of(dy + out.offset(group, c), out.plane() * kImageLanes);
+                         sum += k.sum_of(dy + out.offset(group, c), (out.height + out.halo) * out.row() * kImageLanes);
                        }
                        dbias[c] = static_cast<T>(sum);
                      }
@@ -138,7 +138,7 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
                                const BackwardObserver& observer, bool fork) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     const at::Tensor in = x.contiguous();
-    at::Tensor y = new_images(plan->output(layout.samples).numel(), x.options());
+    at::Tensor y = new_images(plan->output(layout.samples), x.options());
     conv_forward(*plan, layout, forward_values, bias, in, y);
     ctx->save_for_backward({in, values, bias});
     ctx->saved_data["layout"] = saved(layout);
@@ -157,16 +157,17 @@ struct SparseConv2d : torch::autograd::Function<SparseConv2d> {
     const auto held = ctx->saved_data["plan"].toCapsule();
     const ConvPlan& plan = *static_cast<const Held&>(*held).plan;
     const at::Tensor dy = gradients[0].contiguous();
+    const ImageLayout layout = saved_layout(ctx->saved_data["layout"]);
     at::Tensor dx;
     const bool add = gradients.size() > 1 && gradients[1].defined();
     if (add) {
       dx = to_add_to(gradients[1]);
     } else if (ctx->saved_data["input_gradient"].toBool()) {
-      dx = new_images(x.numel(), x.options());
+      dx = new_images(layout, x.options());
     }
     at::Tensor dvalues = at::empty_like(values);
     at::Tensor dbias = bias.defined() && bias.requires_grad() ? at::empty_like(bias) : at::Tensor();
-    conv_backward(plan, saved_layout(ctx->saved_data["layout"]), values, x, dy, dx, add, dvalues, dbias);
+    conv_backward(plan, layout, values, x, dy, dx, add, dvalues, dbias);
     const auto& observer = static_cast<const Held&>(*held).observer;
     if (observer) observer(x, dy);
     return differentiable_once({dx, dvalues, dbias, {}, {}, {}, {}, {}}, kSparseConv);
@@ -219,8 +220,10 @@ ConvPlan::ConvPlan(std::shared_ptr<const Compressed> weight, const ConvShape& sh
     }
   }
   constexpr std::int64_t kMost = std::int64_t{1} << 31;  // offsets have 32 bits
-  ESPALIER_CHECK(in.channels * in.plane() < kMost && out_.channels * out_.plane() < kMost, ErrorKind::usage,
-                 "sparse convolution: {} channels of {}x{} pixels are too many", in.channels, in.height, in.width);
+  ESPALIER_CHECK(in.channels * in.plane() + in.image().halo_below() < kMost &&
+                     out_.channels * out_.plane() + out_.image().halo_below() < kMost,
+                 ErrorKind::usage, "sparse convolution: {} channels of {}x{} pixels are too many", in.channels,
+                 in.height, in.width);
   offsets_ = kernels::conv_offsets(*weight_, shape, planes_of(in), planes_of(out_));
 }
 

@@ -18,11 +18,9 @@ namespace {
 
 const ImagePlane kPlanes[] = {{1, 1, 0}, {5, 3, 1}, {4, 4, 2}, {8, 16, 0}, {7, 17, 1}, {3, 1, 2}};
 
-std::size_t entries(const ImagePlane& p) {
-  return static_cast<std::size_t>((p.height + 2 * p.halo) * (p.width + 2 * p.halo) * kImageLanes);
-}
+std::size_t entries(const ImagePlane& p) { return static_cast<std::size_t>(p.pixels() * kImageLanes); }
 std::size_t place(const ImagePlane& p, std::int64_t y, std::int64_t x, std::int64_t image) {
-  return static_cast<std::size_t>(((y + p.halo) * (p.width + 2 * p.halo) + x + p.halo) * kImageLanes + image);
+  return static_cast<std::size_t>(((y + p.halo) * (p.width + p.halo) + x + p.halo) * kImageLanes + image);
 }
 
 template <class T>
@@ -55,6 +53,22 @@ void everywhere(const F& f) {
     f(*t, float{});
     f(*t, double{});
   }
+}
+
+TEST(ImagePlanes, ShareTheirHalosAndStandAnOddMultipleOfFourPixelsApart) {
+  const auto pixels = [](std::int64_t height, std::int64_t width, std::int64_t halo) {
+    return ImagePlane{height, width, halo}.pixels();
+  };
+  EXPECT_EQ(pixels(32, 32, 1), 1092);  // 33 rows of 33 pixels are 1089
+  EXPECT_EQ(pixels(8, 8, 1), 84);      // 81
+  EXPECT_EQ(pixels(32, 32, 0), 1028);  // 1024
+  EXPECT_EQ(pixels(3, 5, 2), 36);      // 5 rows of 7 are 35
+  EXPECT_EQ(pixels(6, 6, 0), 36);      // 36
+  EXPECT_EQ(pixels(2, 2, 1), 9);       // the smallest as they are
+  EXPECT_EQ(pixels(1, 1, 0), 1);
+  // Row 0 begins behind a row of halo and a pixel of it; so much stands below the last plane as well.
+  EXPECT_EQ((ImagePlane{8, 6, 2}.first()), 18);
+  EXPECT_EQ((ImagePlane{8, 6, 2}.halo_below()), 18);
 }
 
 TEST(ImagePlanes, AreTransposedToAndFro) {
@@ -230,7 +244,7 @@ TEST(BatchNormKernels, FollowTheirFormulas) {
     const auto& k = t.batch_norm<T>();
     const ImagePlane p{3, 7, 1};
     const auto plane = static_cast<std::int64_t>(entries(p));
-    const std::int64_t row = (p.width + 2) * kImageLanes;
+    const std::int64_t row = (p.width + 1) * kImageLanes;
     std::vector<T> x, dy;
     std::vector<ChannelPiece> pieces;
     std::vector<std::size_t> valid;  // entries of channel 1 that count

@@ -23,10 +23,14 @@ inline torch::Tensor images_of(const Shape& s, torch::ScalarType type = torch::k
   return torch::randn({s.samples, s.channels, s.height, s.width}, type);
 }
 
-/// The tiles as the header draws them: [groups, C, H + 2 halo, W + 2 halo, 16].
-inline torch::Tensor drawn(const torch::Tensor& images, const ImageLayout& l) {
-  return images.view({l.groups(), l.channels, l.height + 2 * l.halo, l.width + 2 * l.halo, kImageLanes});
+/// The tiles as the header draws them, each with all of its halo, `border` pixels of it: [groups, C, H + 2 border,
+/// W + 2 border, 16].
+inline torch::Tensor drawn(const torch::Tensor& images, const ImageLayout& l, std::int64_t border) {
+  const std::int64_t row = (l.width + l.halo) * kImageLanes, plane = l.plane() * kImageLanes;
+  return images.as_strided({l.groups(), l.channels, l.height + 2 * border, l.width + 2 * border, kImageLanes},
+                           {l.channels * plane, plane, row, kImageLanes, 1}, (l.halo - border) * (row + kImageLanes));
 }
+inline torch::Tensor drawn(const torch::Tensor& images, const ImageLayout& l) { return drawn(images, l, l.halo); }
 
 /// The same, put together by torch, with zeros in padding lanes.
 inline torch::Tensor expected_tiles(const torch::Tensor& nchw, const ImageLayout& l) {
@@ -47,7 +51,10 @@ inline torch::Tensor with_padding_of(const torch::Tensor& images, const ImageLay
   padding.index_put_({Slice(0, l.samples)}, 0);
   ImageLayout all = l;
   all.samples = l.groups() * kImageLanes;
-  return images + expected_tiles(padding, all).view({-1});
+  torch::Tensor sum = torch::zeros({l.numel()}, images.options());
+  all.halo = 0;
+  drawn(sum, l, 0).copy_(expected_tiles(padding, all));
+  return images + sum;
 }
 
 inline bool halo_is_zero(const torch::Tensor& images, const ImageLayout& l) {

@@ -1,7 +1,9 @@
-/// Between convolutions: kernels on planes of batch tiles. A plane is one channel of a group of 16 images,
-/// [height + 2 halo][width + 2 halo][16] entries, images innermost; its halo is zero, and every kernel that writes a
-/// plane writes the halo too. A plane is written by one call, in a fixed order: any split over threads gives the same
-/// bits. Nothing is checked or allocated here.
+/// Between convolutions: kernels on planes of batch tiles. A plane is one channel of a group of 16 images, images
+/// innermost, [height][width][16] entries with a halo of zeros around, which neighbours share: to the right of a row is
+/// what stands to the left of the next one, and below a plane what stands above the next one, or, below the last plane
+/// of all, halo_below() pixels of zeros. Every kernel that writes a plane writes what is its own of the halo too, but
+/// not what is below. A plane is written by one call, in a fixed order: any split over threads gives the same bits.
+/// Nothing is checked or allocated here.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,17 @@ constexpr int kImageLanes = 16;  ///< images of a group
 
 struct ImagePlane {
   std::int64_t height = 0, width = 0, halo = 0;
+
+  // In pixels, of 16 entries each.
+  std::int64_t row() const { return width + halo; }          ///< from a row to the next
+  std::int64_t first() const { return halo * (row() + 1); }  ///< from where the plane begins to where the image does
+  std::int64_t halo_below() const { return first(); }
+  /// From a plane to the next: whole rows and, but for the smallest images, zeros up to an odd multiple of 4: so the
+  /// same pixel of 16 channels is in 16 different of the 64 sets of an L1, and its neighbours are between them.
+  std::int64_t pixels() const {
+    const std::int64_t of_rows = (height + halo) * row();
+    return of_rows < 16 ? of_rows : of_rows + (12 - of_rows % 8) % 8;
+  }
 };
 
 /// Rows or columns [begin, end) of an image, at least one.

@@ -1,8 +1,9 @@
 /// Batch tiles of images: how activations lie in memory between sparse convolutions.
 ///
 /// A batch of N images with C channels is cut into groups of 16 images, images innermost, with a border of zeros, the
-/// halo, around each channel: [ceil(N / 16)][C][H + 2 halo][W + 2 halo][16] entries, one contiguous one-dimensional
-/// tensor. A convolution whose padding is at most the halo needs no test for the border.
+/// halo, around each channel, which neighbouring rows and channels share: [ceil(N / 16)][C] planes of
+/// [halo + H][halo + W][16] entries (kernels::ImagePlane), and a halo below the last one, as one contiguous
+/// one-dimensional tensor. A convolution whose padding is at most the halo needs no test for the border.
 /// The halo is zero in activations and in gradients alike; every function keeps it so and relies on it. What lanes
 /// from N on hold is nobody's business, as long as it is finite; their gradients are zero.
 #pragma once
@@ -26,14 +27,16 @@ struct ImageLayout {
   std::int64_t halo = 0;
 
   std::int64_t groups() const { return (samples + kImageLanes - 1) / kImageLanes; }
-  int valid(std::int64_t group) const;                                ///< images in the group
-  std::int64_t row() const { return width + 2 * halo; }               ///< pixels from a row to the next
-  std::int64_t plane() const { return (height + 2 * halo) * row(); }  ///< pixels of a channel, halo included
+  int valid(std::int64_t group) const;  ///< images in the group
+  kernels::ImagePlane image() const { return {height, width, halo}; }
+  std::int64_t row() const { return image().row(); }       ///< pixels from a row to the next
+  std::int64_t plane() const { return image().pixels(); }  ///< pixels from a channel to the next
   /// Where channel c of group g begins, in entries.
   std::int64_t offset(std::int64_t group, std::int64_t channel) const {
     return (group * channels + channel) * plane() * kImageLanes;
   }
-  std::int64_t numel() const { return groups() * channels * plane() * kImageLanes; }
+  std::int64_t halo_below() const { return image().halo_below() * kImageLanes; }  ///< entries behind the last channel
+  std::int64_t numel() const { return samples == 0 ? 0 : offset(groups(), 0) + halo_below(); }
   TileLayout flat() const { return {samples, channels * height * width}; }  ///< what flatten gives
   bool operator==(const ImageLayout& o) const {
     return samples == o.samples && channels == o.channels && height == o.height && width == o.width && halo == o.halo;
