@@ -4,8 +4,9 @@
 /// halo, around each channel, which neighbouring rows and channels share: [ceil(N / 16)][C] planes of
 /// [halo + H][halo + W][16] entries (kernels::ImagePlane), and a halo below the last one, as one contiguous
 /// one-dimensional tensor. A convolution whose padding is at most the halo needs no test for the border.
-/// The halo is zero in activations and in gradients alike; every function keeps it so and relies on it. What lanes
-/// from N on hold is nobody's business, as long as it is finite; their gradients are zero.
+/// The halo is zero in activations and in gradients alike, with what stands between two planes; every function keeps it
+/// so and relies on it, but on nothing between planes that have no halo. What lanes from N on hold is nobody's
+/// business, as long as it is finite; their gradients are zero.
 #pragma once
 
 #include <ATen/core/Tensor.h>
