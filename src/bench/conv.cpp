@@ -135,8 +135,9 @@ std::vector<Row> bench_conv_kernels(const ConvCase& c, double seconds, std::uint
   const ops::ConvPlan plan(matrix, c.shape, in);
   const ops::ImageLayout out = plan.output(c.batch);
   const at::Tensor x = ops::to_images(p.x, in.halo), dy = ops::to_images(p.dy, out.halo);
-  at::Tensor y = torch::empty({out.numel()}), dx = torch::empty({in.numel()}), dvalues = torch::empty_like(values),
-             no_bias;
+  // Memory as layers have it, in large pages; it is written over.
+  at::Tensor y = ops::to_images(p.dy, out.halo), dx = ops::to_images(p.x, in.halo);
+  at::Tensor dvalues = torch::empty_like(values), no_bias;
 
   const auto forward = [&] { ops::conv_forward(plan, in, forward_values, {}, x, y); };
   const auto backward = [&] { ops::conv_backward(plan, in, values, x, dy, dx, false, dvalues, no_bias); };

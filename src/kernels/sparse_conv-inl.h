@@ -6,9 +6,7 @@ constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 6;
 /// Vectors of a pixel that go together: whole lines of memory.
 template <class T>
 constexpr int kVectorsTogether = kVectorBytes == 32 && kLanes<T> < kImageLanes ? 2 : 1;
-constexpr int kBackwardPixels = kVectorBytes == 64 ? 12 : 4;
-/// Backward, x and dx are asked for so many lines ahead: a line of fewer pixels takes less time.
-constexpr int kLinesAhead = kVectorBytes == 64 ? 1 : 2;
+constexpr int kBackwardPixels = kVectorBytes == 64 ? 8 : 4;
 
 /// f(integral_constant<width>) for a width of 1 to `most`.
 template <int most, int width = most, class F>
@@ -23,28 +21,67 @@ inline void with_width(std::int64_t w, const F& f) {
   }
 }
 
-/// f(integral_constant<rows>, first row) for bands of 4, 2 and 1 rows, none higher than `highest`.
+/// f(integral_constant<rows>, first row, count) for runs of at most `most_together` bands of 4, 2 or 1 rows, none
+/// higher than `highest`.
 template <int tallest, class F>
-inline void each_band_of(std::int64_t begin, std::int64_t end, std::int64_t highest, const F& f) {
+inline void each_band_of(std::int64_t begin, std::int64_t end, std::int64_t highest, std::int64_t most_together,
+                         const F& f) {
   if (highest >= tallest) {
-    for (; end - begin >= tallest; begin += tallest) f(std::integral_constant<int, tallest>{}, begin);
+    for (std::int64_t bands = (end - begin) / tallest; bands > 0;) {
+      const std::int64_t together = std::min(bands, most_together);
+      f(std::integral_constant<int, tallest>{}, begin, together);
+      begin += together * tallest;
+      bands -= together;
+    }
   }
-  if constexpr (tallest > 1) each_band_of<tallest / 2>(begin, end, highest, f);
+  if constexpr (tallest > 1) each_band_of<tallest / 2>(begin, end, highest, most_together, f);
 }
 
-/// f(rows as a constant, first row) for bands of as many rows as rectangles of at most `most` pixels have.
+/// The same for bands of as many rows as rectangles of at most `most` pixels have, and `rows_together` in a run.
 template <int most, class F>
-inline void each_band(std::int64_t begin, std::int64_t end, std::int64_t width, const F& f) {
-  each_band_of<4>(begin, end, width * 4 <= most ? 4 : width * 2 <= most ? 2 : 1, f);
+inline void each_band(std::int64_t begin, std::int64_t end, std::int64_t width, std::int64_t rows_together,
+                      const F& f) {
+  const std::int64_t highest = width * 4 <= most ? 4 : width * 2 <= most ? 2 : 1;
+  each_band_of<4>(begin, end, highest, std::max<std::int64_t>(1, rows_together / highest), f);
 }
 
-/// f(width as a constant, first pixel) for strips of a row, as even as can be.
+/// f(width as a constant, wide, narrow): a row is cut into `wide` strips of that width and, after them, `narrow` strips
+/// of one pixel less, none wider than `most`.
 template <int most, class F>
-inline void each_strip_of(std::int64_t width, const F& f) {
-  const std::int64_t strips = (width + most - 1) / most;
-  for (std::int64_t s = 0; s < strips; ++s) {
-    const std::int64_t first = width * s / strips;
-    with_width<most>(width * (s + 1) / strips - first, [&](auto pixels) { f(pixels, first); });
+inline void with_strips_of(std::int64_t row, const F& f) {
+  if (row == 0) return;
+  const std::int64_t strips = (row + most - 1) / most, widest = (row + strips - 1) / strips;
+  const std::int64_t narrow = strips * widest - row;
+  with_width<most>(widest, [&](auto width) { f(width, strips - narrow, narrow); });
+}
+
+/// Rectangles that a line goes over before the next line's turn, so that planes are read and written in long pieces:
+/// `bands` of them below one another, and side by side the strips of a row.
+struct Patch {
+  std::int64_t bands, wide, narrow;
+};
+struct OneRectangle {
+  static constexpr std::int64_t bands = 1;
+};
+
+/// f(width as a constant, band, first pixel, whether it is the last of its band) for the rectangles of a patch, whose
+/// wide strips have `width` pixels.
+template <int width, class F>
+inline void each_rectangle(const OneRectangle&, const F& f) {
+  f(std::integral_constant<int, width>{}, 0, 0, true);
+}
+template <int width, class F>
+inline void each_rectangle(const Patch& patch, const F& f) {
+  for (std::int64_t band = 0; band < patch.bands; ++band) {
+    std::int64_t w = 0;
+    for (std::int64_t s = 0; s < patch.wide; ++s, w += width) {
+      f(std::integral_constant<int, width>{}, band, w, s + 1 == patch.wide + patch.narrow);
+    }
+    if constexpr (width > 1) {
+      for (std::int64_t s = 0; s < patch.narrow; ++s, w += width - 1) {
+        f(std::integral_constant<int, width - 1>{}, band, w, s + 1 == patch.narrow);
+      }
+    }
   }
 }
 
@@ -54,9 +91,8 @@ inline void each_strip_of(std::int64_t width, const F& f) {
 /// behind them.
 template <class T, int rows, int width, int step, int unit, int lines>
 inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* offset, const T* value,
-                               std::uint32_t entries, const std::uint16_t* ahead, const T* bias, const T* x,
-                               std::int64_t x_row, std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane,
-                               bool first_block) {
+                               std::uint32_t entries, const T* ahead, const T* bias, const T* x, std::int64_t x_row,
+                               std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane, bool first_block) {
   constexpr int vectors = kVectorsTogether<T>, sums = rows * width * vectors;
   const auto of_y = [&](int p) __attribute__((always_inline)) {
     const int pixel = p / vectors;
@@ -73,7 +109,7 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
   }
 #pragma GCC unroll 16
   for (int p = 0; p < sums; p += vectors) {
-    __builtin_prefetch(y + *ahead * y_plane + of_y(p), 1);
+    __builtin_prefetch(ahead + of_y(p), 1);
   }
   const auto add = [&](int l, std::int64_t at, Vec<T> w) __attribute__((always_inline)) {
     const T* const in = in_register(x + at * unit);
@@ -111,11 +147,11 @@ inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* of
   }
 }
 
-/// All lines of a block over a rectangle.
-template <class T, int rows, int width, int step, int unit>
+/// All lines of a block over a patch.
+template <class T, int rows, int width, int step, int unit, class Rectangles>
 inline void conv_forward_block(const CompressedSide& side, std::int64_t block, const std::int32_t* offsets,
-                               const T* values, const T* bias, const T* x, std::int64_t x_row, std::int64_t x_step,
-                               T* y, std::int64_t y_row, std::int64_t y_plane) {
+                               const T* values, const T* bias, const Rectangles& patch, const T* x, std::int64_t x_row,
+                               std::int64_t x_step, T* y, std::int64_t y_row, std::int64_t y_plane) {
   constexpr int together = std::clamp(8 / (rows * width * kVectorsTogether<T>), 1, 4);
   for (std::int64_t chunk = 0; chunk < side.chunks(); ++chunk) {
     const CompressedSide::Segment* segment = side.segment(block, chunk);
@@ -130,9 +166,16 @@ inline void conv_forward_block(const CompressedSide& side, std::int64_t block, c
       const CompressedSide::Run run = side.runs[r];
       std::uint32_t i = 0;
       const auto next = [&](auto lines) {
-        conv_forward_lines<T, rows, width, step, unit, lines>(line, offset, value, run.entries,
-                                                              std::min(line + lines, last), b, x, x_row, x_step, out,
-                                                              y_row, y_plane, block == 0);
+        each_rectangle<width>(patch, [&](auto pixels, std::int64_t band, std::int64_t w, bool last_of_band) {
+          const T* ahead = out + *line * y_plane + band * rows * y_row + (w + pixels) * kImageLanes;
+          if (last_of_band) {
+            ahead = band + 1 < patch.bands ? out + *line * y_plane + (band + 1) * rows * y_row
+                                           : out + *std::min(line + lines, last) * y_plane;
+          }
+          conv_forward_lines<T, rows, pixels, step, unit, lines>(
+              line, offset, value, run.entries, ahead, b, x + band * rows * x_row + w * x_step, x_row, x_step,
+              out + band * rows * y_row + w * kImageLanes, y_row, y_plane, block == 0);
+        });
         line += lines;
         offset += lines * run.entries;
         value += lines * run.entries;
@@ -149,15 +192,26 @@ inline void conv_forward_lanes(const CompressedSide& side, const std::int32_t* o
                                const ConvShape::Pair& stride, const ConvPart& part, const T* x, T* y) {
   const std::int64_t x_row = part.x.row * kImageLanes, y_row = part.y.row * kImageLanes,
                      y_plane = part.y.plane * kImageLanes, x_step = stride[1] * kImageLanes;
-  each_band<kForwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
-    for (std::int64_t block = 0; block < side.blocks(); ++block) {
-      each_strip_of<kForwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
-        conv_forward_block<T, rows, width, step, kImageLanes>(side, block, offsets, values, bias,
-                                                              x + h * stride[0] * x_row + w * x_step, stride[0] * x_row,
-                                                              x_step, y + h * y_row + w * kImageLanes, y_row, y_plane);
+  each_band<kForwardPixels>(
+      part.begin, part.end, part.width, part.patch_rows, [&](auto rows, std::int64_t h, std::int64_t bands) {
+        with_strips_of<kForwardPixels / rows>(part.width, [&](auto width, std::int64_t wide, std::int64_t narrow) {
+          for (std::int64_t block = 0; block < side.blocks(); ++block) {
+            const auto over = [&](auto pixels, const auto& patch, std::int64_t band, std::int64_t w) {
+              conv_forward_block<T, rows, pixels, step, kImageLanes>(
+                  side, block, offsets, values, bias, patch, x + (h + band * rows) * stride[0] * x_row + w * x_step,
+                  stride[0] * x_row, x_step, y + (h + band * rows) * y_row + w * kImageLanes, y_row, y_plane);
+            };
+            const Patch patch{bands, wide, narrow};
+            if (part.patch_rows > 0) {
+              over(width, patch, 0, 0);
+            } else {
+              each_rectangle<width>(patch, [&](auto pixels, std::int64_t band, std::int64_t w, bool) {
+                over(pixels, OneRectangle{}, band, w);
+              });
+            }
+          }
+        });
       });
-    }
-  });
 }
 
 template <class T>
@@ -177,80 +231,115 @@ template <class T>
 void conv_forward_alone(const CompressedSide& side, const std::int32_t* offsets, const T* values, const T* bias,
                         std::int64_t begin, std::int64_t end, std::int64_t y_plane, const T* x, T* y) {
   for (int lane = 0; lane < kImageLanes; lane += kVectorsTogether<T> * kLanes<T>) {
-    each_strip_of<kForwardPixels>(end - begin, [&](auto width, std::int64_t first) {
-      const std::int64_t at = (begin + first) * kImageLanes + lane;
-      for (std::int64_t block = 0; block < side.blocks(); ++block) {
-        conv_forward_block<T, 1, width, 1, 1>(side, block, offsets, values, bias, x + at, 0, kImageLanes, y + at, 0,
-                                              y_plane);
-      }
+    with_strips_of<kForwardPixels>(end - begin, [&](auto width, std::int64_t wide, std::int64_t narrow) {
+      each_rectangle<width>(Patch{1, wide, narrow}, [&](auto pixels, std::int64_t, std::int64_t first, bool) {
+        const std::int64_t at = (begin + first) * kImageLanes + lane;
+        for (std::int64_t block = 0; block < side.blocks(); ++block) {
+          conv_forward_block<T, 1, pixels, 1, 1>(side, block, offsets, values, bias, OneRectangle{}, x + at, 0,
+                                                 kImageLanes, y + at, 0, y_plane);
+        }
+      });
     });
   }
 }
 
-/// All lines of a block and phase over a rectangle of input pixels.
+/// All lines of a block and phase over a patch of input pixels.
 template <class T, int rows, int width, bool input_gradient>
 inline void conv_backward_block(const CompressedSide& side, std::int64_t block, std::int64_t phase,
-                                const std::int32_t* offsets, const T* values, const T* x, std::int64_t x_row,
-                                std::int64_t x_step, std::int64_t x_plane, const T* dy, std::int64_t dy_row, T* dx,
-                                bool add, T* dvalues) {
-  constexpr int vectors = kVectorsTogether<T>, sums = rows * width * vectors;
-  const auto of_x = [&](int p) __attribute__((always_inline)) {
-    const int pixel = p / vectors;
-    return pixel / width * x_row + pixel % width * x_step + p % vectors * kLanes<T>;
-  };
-  const auto of_dy = [&](int p) __attribute__((always_inline)) {
-    const int pixel = p / vectors;
-    return pixel / width * dy_row + pixel % width * kImageLanes + p % vectors * kLanes<T>;
-  };
+                                const std::int32_t* offsets, const T* values, const Patch& patch, const T* x,
+                                std::int64_t x_row, std::int64_t x_step, std::int64_t x_plane, const T* dy,
+                                std::int64_t dy_row, T* dx, bool add, T* dvalues) {
+  constexpr std::uint32_t kMost = 64;  // dot products, a vector of partial sums each, that stay in L1
+  constexpr int vectors = kVectorsTogether<T>;
   const CompressedSide::Segment* segment = side.segment(block, phase);
   const std::uint16_t* line = side.outer_index.data() + segment->line;
   const std::uint16_t* const last = side.outer_index.data() + segment[1].line - 1;
   std::uint32_t k = segment->entry;
-  PendingDots<T, 32> dots(dvalues + k, k, true);
+  Vec<T> dots[kMost];
   for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
     const CompressedSide::Run run = side.runs[r];
     for (std::uint32_t i = 0; i < run.lines; ++i) {
-      const std::int64_t at = *line++ * x_plane;
-      Vec<T> xs[sums];
-      [[maybe_unused]] Vec<T> sum[sums];
-#pragma GCC unroll 16
-      for (int p = 0; p < sums; ++p) {
-        xs[p] = load(x + at + of_x(p));
-        if constexpr (input_gradient) sum[p] = block > 0 || add ? load(dx + at + of_x(p)) : Vec<T>{};
-      }
-      const std::int64_t ahead = *std::min(line + kLinesAhead - 1, last) * x_plane;
-#pragma GCC unroll 16
-      for (int p = 0; p < sums; p += vectors) {
-        __builtin_prefetch(x + ahead + of_x(p));
-        if constexpr (input_gradient) __builtin_prefetch(dx + ahead + of_x(p), 1);
-      }
-      for (const std::uint32_t line_end = k + run.entries; k < line_end;) {
-        const std::uint32_t end = std::min(line_end, k + dots.kSegment);
-        for (; k < end; ++k) {
-          const T* const g = in_register(dy + static_cast<std::int64_t>(offsets[k]) * kImageLanes);
-          [[maybe_unused]] Vec<T> w;
-          if constexpr (input_gradient) w = broadcast(values[k]);
-          // Two chains, as in matrices.
-          constexpr int half = sums > 4 ? (sums + 1) / 2 : sums;
-          Vec<T> product{}, second{};
-#pragma GCC unroll 16
-          for (int p = 0; p < sums; ++p) {
-            const Vec<T> gradient = in_register<T>(load(g + of_dy(p)));
-            if constexpr (input_gradient) sum[p] += w * gradient;
-            Vec<T>& chain = p < half ? product : second;
-            chain = p % half == 0 ? xs[p] * gradient : chain + xs[p] * gradient;
-          }
-          dots.of(k) = half < sums ? product + second : product;
-        }
-        dots.flush_full(k);
-      }
+      const std::int64_t line_at = *line++ * x_plane, next_line = *std::min(line, last) * x_plane;
+      const std::uint32_t line_end = k + run.entries;
+      bool first = block == 0 && !add;
       if constexpr (input_gradient) {
+        if (run.entries == 0 && first) {
+          each_rectangle<width>(patch, [&](auto pixels, std::int64_t band, std::int64_t w, bool) {
+            T* const to = dx + line_at + band * rows * x_row + w * x_step;
+            for (int h = 0; h < rows; ++h) {
+              for (int v = 0; v < pixels * vectors; ++v) {
+                store(to + h * x_row + v / vectors * x_step + v % vectors * kLanes<T>, Vec<T>{});
+              }
+            }
+          });
+        }
+      }
+      while (k < line_end) {
+        const std::uint32_t entries = std::min(line_end - k, kMost);
+        for (std::uint32_t e = 0; e < entries || e % kLanes<T> != 0; ++e) dots[e] = Vec<T>{};
+        each_rectangle<width>(
+            patch, [&](auto pixels, std::int64_t band, std::int64_t w,
+                       bool last_of_band) __attribute__((always_inline)) {
+              constexpr int across = pixels, sums = rows * across * vectors;
+              const auto of_x = [&](int p) __attribute__((always_inline)) {
+                const int pixel = p / vectors;
+                return pixel / across * x_row + pixel % across * x_step + p % vectors * kLanes<T>;
+              };
+              const auto of_dy = [&](int p) __attribute__((always_inline)) {
+                const int pixel = p / vectors;
+                return pixel / across * dy_row + pixel % across * kImageLanes + p % vectors * kLanes<T>;
+              };
+              const std::int64_t at = line_at + band * rows * x_row + w * x_step;
+              std::int64_t ahead = at + across * x_step;
+              if (last_of_band) ahead = band + 1 < patch.bands ? line_at + (band + 1) * rows * x_row : next_line;
+              Vec<T> xs[sums];
+              [[maybe_unused]] Vec<T> sum[sums];
 #pragma GCC unroll 16
-        for (int p = 0; p < sums; ++p) store(dx + at + of_x(p), sum[p]);
+              for (int p = 0; p < sums; ++p) {
+                xs[p] = load(x + at + of_x(p));
+                if constexpr (input_gradient) sum[p] = first ? Vec<T>{} : load(dx + at + of_x(p));
+              }
+#pragma GCC unroll 16
+              for (int p = 0; p < sums; p += vectors) {
+                __builtin_prefetch(x + ahead + of_x(p));
+                if constexpr (input_gradient) __builtin_prefetch(dx + ahead + of_x(p), 1);
+              }
+              const T* const dy_at = dy + band * rows * dy_row + w * kImageLanes;
+              for (std::uint32_t e = 0; e < entries; ++e) {
+                const T* const g = in_register(dy_at + static_cast<std::int64_t>(offsets[k + e]) * kImageLanes);
+                [[maybe_unused]] Vec<T> weight;
+                if constexpr (input_gradient) weight = broadcast(values[k + e]);
+                // Two chains, as in matrices.
+                constexpr int half = sums > 4 ? (sums + 1) / 2 : sums;
+                Vec<T> product = dots[e], second{};
+#pragma GCC unroll 16
+                for (int p = 0; p < sums; ++p) {
+                  const Vec<T> gradient = in_register<T>(load(g + of_dy(p)));
+                  if constexpr (input_gradient) sum[p] += weight * gradient;
+                  Vec<T>& chain = p < half ? product : second;
+                  chain = p == half ? xs[p] * gradient : chain + xs[p] * gradient;
+                }
+                dots[e] = half < sums ? product + second : product;
+              }
+              if constexpr (input_gradient) {
+#pragma GCC unroll 16
+                for (int p = 0; p < sums; ++p) store(dx + at + of_x(p), sum[p]);
+              }
+            });
+        for (std::uint32_t e = 0; e < entries; e += kLanes<T>) {
+          const Vec<T> total = sums_of<T>(dots + e);
+          T* const to = dvalues + k + e;
+          if (e + kLanes<T> <= entries) {
+            store(to, load(to) + total);
+          } else {
+            for (std::uint32_t j = 0; e + j < entries; ++j) to[j] += total[j];
+          }
+        }
+        k += entries;
+        first = false;
       }
     }
   }
-  dots.finish(k);
 }
 
 template <class T>
@@ -260,16 +349,17 @@ void conv_backward(const CompressedSide& side, std::int64_t phase, const std::in
   const std::int64_t x_row = part.x.row * kImageLanes * stride[0], x_step = kImageLanes * stride[1],
                      x_plane = part.x.plane * kImageLanes, dy_row = part.y.row * kImageLanes;
   const auto lanes = [&](auto input_gradient, int lane) {
-    each_band<kBackwardPixels>(part.begin, part.end, part.width, [&](auto rows, std::int64_t h) {
-      for (std::int64_t block = 0; block < side.blocks(); ++block) {
-        each_strip_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t w) {
-          const std::int64_t pixel = h * x_row + w * x_step + lane;
-          conv_backward_block<T, rows, width, input_gradient>(
-              side, block, phase, offsets, values, x + pixel, x_row, x_step, x_plane,
-              dy + h * dy_row + w * kImageLanes + lane, dy_row, dx != nullptr ? dx + pixel : nullptr, add, dvalues);
+    each_band<kBackwardPixels>(
+        part.begin, part.end, part.width, part.patch_rows, [&](auto rows, std::int64_t h, std::int64_t bands) {
+          with_strips_of<kBackwardPixels / rows>(part.width, [&](auto width, std::int64_t wide, std::int64_t narrow) {
+            const std::int64_t at = h * x_row + lane;
+            for (std::int64_t block = 0; block < side.blocks(); ++block) {
+              conv_backward_block<T, rows, width, input_gradient>(
+                  side, block, phase, offsets, values, {bands, wide, narrow}, x + at, x_row, x_step, x_plane,
+                  dy + h * dy_row + lane, dy_row, dx != nullptr ? dx + at : nullptr, add, dvalues);
+            }
+          });
         });
-      }
-    });
   };
   for (int lane = 0; lane < kImageLanes; lane += kVectorsTogether<T> * kLanes<T>) {
     if (dx != nullptr)

@@ -23,6 +23,9 @@ constexpr std::int64_t kBand = 4;
 /// threads, so neither does the order of the sum.
 constexpr std::int64_t kParts = 8;
 
+template <class T>
+constexpr std::int64_t kPixelBytes = kImageLanes * sizeof(T);
+
 Planes planes_of(const ImageLayout& layout) { return {layout.row(), layout.plane()}; }
 
 /// A pixel of the first channel of a group, in entries; halo coordinates may be negative.
@@ -57,13 +60,18 @@ void forward(const ConvPlan& plan, const ImageLayout& in, const T* values, const
   const ConvShape& s = plan.shape();
   const ImageLayout out = plan.output(in.samples);
   const std::int64_t units = bands_of(out.groups(), out.height);
+  const std::int64_t patch =
+      kernels::forward_in_patches(s, plan.weight().nnz())
+          ? kernels::patch_rows(std::min(s.in, plan.weight().forward.block / s.taps() * s.groups), in.row(),
+                                s.stride[0], s.dilation[0] * (s.kernel[0] - 1), kPixelBytes<T>)
+          : 0;
   const std::int64_t work = (plan.weight().nnz() + 2 * s.out) * out.height * out.width * kImageLanes * out.groups();
   const std::int64_t grain = work == 0 ? units : units * kWorthAThread / work;
   at::parallel_for(0, units, std::max<std::int64_t>(1, grain), [&](std::int64_t begin, std::int64_t end) {
     each_band(out.height, begin, end, [&](std::int64_t group, std::int64_t row, std::int64_t row_end, bool first) {
       if (first) clear_halo(out, group, y);
       k.forward(plan.weight().forward, plan.offsets().forward.data(), values, bias, s.stride,
-                {planes_of(in), planes_of(out), out.width, row, row_end},
+                {planes_of(in), planes_of(out), out.width, row, row_end, patch},
                 x + pixel(in, group, -s.padding[0], -s.padding[1]), y + pixel(out, group, 0, 0));
     });
   });
@@ -83,6 +91,9 @@ void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, cons
   const ImageLayout out = plan.output(in.samples);
   const std::int64_t nnz = plan.weight().nnz();
   const std::int64_t rows = count_of(in.height, s.stride[0], 0);
+  const std::int64_t patch =
+      kernels::patch_rows(std::min(s.out / s.groups, plan.weight().backward.block), out.row(), 1,
+                          (s.dilation[0] * (s.kernel[0] - 1) + s.stride[0] - 1) / s.stride[0], kPixelBytes<T>);
   const std::int64_t units = bands_of(in.groups(), rows), parts = std::min(units, kParts);
   std::vector<T> partial(static_cast<std::size_t>((parts - 1) * nnz));
   const auto sums = [&](std::int64_t part) { return part == 0 ? dvalues : partial.data() + (part - 1) * nnz; };
@@ -98,7 +109,7 @@ void backward(const ConvPlan& plan, const ImageLayout& in, const T* values, cons
           const std::int64_t at = pixel(in, group, h, w);
           k.backward(plan.weight().backward, phase, plan.offsets().backward.data(), values, s.stride,
                      {planes_of(in), planes_of(out), count_of(in.width, s.stride[1], w), row,
-                      std::min(row_end, count_of(in.height, s.stride[0], h))},
+                      std::min(row_end, count_of(in.height, s.stride[0], h)), patch},
                      x + at, dy + pixel(out, group, 0, 0), dx != nullptr ? dx + at : nullptr, add, sums(p));
         }
       };

@@ -25,7 +25,8 @@ ConvShape conv(std::int64_t in, std::int64_t out, ConvShape::Pair kernel, ConvSh
   return {in, out, kernel, stride, padding, dilation, groups};
 }
 
-// Each kind of blocking; every width of rectangle; strides that leave phases without a tap, and rows without a phase.
+// Each kind of blocking; every width of rectangle; strides that leave phases without a tap, and rows without a phase;
+// lines of more entries than have their dot products formed at once.
 std::vector<Case> cases() {
   std::vector<Case> list = {
       {conv(3, 20, {3, 3}, {1, 1}, {1, 1}), 9, 9, 0.5},
@@ -43,6 +44,7 @@ std::vector<Case> cases() {
       {conv(8, 12, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 4), 6, 6, 0.5},
       {conv(7, 7, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 7), 9, 10, 0.6},
       {conv(7, 14, {5, 5}, {1, 1}, {2, 2}, {1, 1}, 7), 6, 6, 1},
+      {conv(3, 20, {5, 5}, {1, 1}, {2, 2}), 7, 6, 0.9},
       {conv(5, 4, {3, 3}, {1, 1}, {1, 1}), 1, 1, 1},
       {conv(5, 4, {3, 3}, {1, 1}, {1, 1}), 4, 3, 0},
       {conv(1, 1, {1, 1}), 1, 1, 1},
@@ -111,9 +113,11 @@ double gamma_of(std::int64_t n) {
   return nu / (1 - nu);
 }
 
+/// patch_rows: of ConvPart.
 template <class T>
-void check(const Table& table, const Case& c, bool whole_numbers) {
-  SCOPED_TRACE(std::string(table.isa) + (sizeof(T) == 4 ? " float: " : " double: ") + name_of(c));
+void check(const Table& table, const Case& c, std::int64_t patch_rows, bool whole_numbers) {
+  SCOPED_TRACE(std::string(table.isa) + (sizeof(T) == 4 ? " float: " : " double: ") + name_of(c) + "patches of " +
+               std::to_string(patch_rows));
   const auto& kernels = table.sparse_conv<T>();
   const ConvShape& s = c.shape;
   const std::int64_t oh = s.output(0, c.height), ow = s.output(1, c.width);
@@ -149,7 +153,8 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
   const std::int64_t cut = oh / 2;  // in two parts, as threads would
   for (const auto& [begin, end] : {std::pair{std::int64_t{0}, cut}, {cut, oh}}) {
     kernels.forward(weight.forward, offsets.forward.data(), forward_values.data(), bias.data(), s.stride,
-                    {x.planes, y.planes, ow, begin, end}, x.at(0, -s.padding[0], -s.padding[1]), y.at(0, 0, 0));
+                    {x.planes, y.planes, ow, begin, end, patch_rows}, x.at(0, -s.padding[0], -s.padding[1]),
+                    y.at(0, 0, 0));
   }
   for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
     const std::int64_t ph = phase / s.stride[1], pw = phase % s.stride[1];
@@ -157,8 +162,8 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
     const auto columns = (c.width - pw + s.stride[1] - 1) / s.stride[1];
     for (const auto& [begin, end] : {std::pair{std::int64_t{0}, rows / 2}, {rows / 2, rows}}) {
       kernels.backward(weight.backward, phase, offsets.backward.data(), values.data(), s.stride,
-                       {x.planes, y.planes, columns, begin, end}, x.at(0, ph, pw), dy.at(0, 0, 0), dx.at(0, ph, pw),
-                       whole_numbers, dvalues.data());
+                       {x.planes, y.planes, columns, begin, end, patch_rows}, x.at(0, ph, pw), dy.at(0, 0, 0),
+                       dx.at(0, ph, pw), whole_numbers, dvalues.data());
     }
   }
   // The first image by itself.
@@ -188,7 +193,7 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
       const std::int64_t ph = phase / s.stride[1], pw = phase % s.stride[1];
       kernels.backward(weight.backward, phase, offsets.backward.data(), values.data(), s.stride,
                        {x.planes, y.planes, (c.width - pw + s.stride[1] - 1) / s.stride[1], 0,
-                        (c.height - ph + s.stride[0] - 1) / s.stride[0]},
+                        (c.height - ph + s.stride[0] - 1) / s.stride[0], patch_rows},
                        x.at(0, ph, pw), dy.at(0, 0, 0), nullptr, false, dvalues_alone.data());
     }
   }
@@ -257,12 +262,16 @@ void check(const Table& table, const Case& c, bool whole_numbers) {
   EXPECT_EQ(outside, 0);
 }
 
+constexpr std::int64_t kPatchRows[] = {0, 2, 100};  // single rectangles (backward: a row); several patches; one
+
 TEST(SparseConv, IsWithinTheRoundingBound) {
   for (const Table* table : runnable()) {
     for (const Case& c : cases()) {
-      check<float>(*table, c, false);
-      check<double>(*table, c, false);
-      if (HasFailure()) return;
+      for (const std::int64_t patch_rows : kPatchRows) {
+        check<float>(*table, c, patch_rows, false);
+        check<double>(*table, c, patch_rows, false);
+        if (HasFailure()) return;
+      }
     }
   }
 }
@@ -270,9 +279,11 @@ TEST(SparseConv, IsWithinTheRoundingBound) {
 TEST(SparseConv, IsExactForSmallWholeNumbers) {
   for (const Table* table : runnable()) {
     for (const Case& c : cases()) {
-      check<float>(*table, c, true);
-      check<double>(*table, c, true);
-      if (HasFailure()) return;
+      for (const std::int64_t patch_rows : kPatchRows) {
+        check<float>(*table, c, patch_rows, true);
+        check<double>(*table, c, patch_rows, true);
+        if (HasFailure()) return;
+      }
     }
   }
 }

@@ -47,7 +47,23 @@ struct ConvPart {
   Planes x, y;
   std::int64_t width = 0;           ///< pixels of a row that are computed
   std::int64_t begin = 0, end = 0;  ///< rows
+  /// So many rows make a patch, over which a line goes before the next line's turn. 0, forward: one small rectangle of
+  /// pixels after another, each with all lines.
+  std::int64_t patch_rows = 1;
 };
+
+/// The share of a convolution's weights that `nnz` are.
+double conv_density(const ConvShape& shape, std::int64_t nnz);
+
+/// Whether the forward pass had better go over patches of rows line by line: planes are then read and written in long
+/// pieces, which memory likes and hardware foresees. Else all lines go over a rectangle of 8 pixels, whose window of
+/// 16 input channels stays in L1: for lines with many entries.
+bool forward_in_patches(const ConvShape& shape, std::int64_t nnz);
+
+/// Rows of a patch: what the lines of a block read of `channels` planes for them, `step` rows each and `beyond` more,
+/// stays in L2. `pixel`: bytes of 16 images' pixel.
+std::int64_t patch_rows(std::int64_t channels, std::int64_t row, std::int64_t step, std::int64_t beyond,
+                        std::int64_t pixel);
 
 template <class T>
 struct SparseConvKernels {
