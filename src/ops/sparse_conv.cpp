@@ -60,10 +60,11 @@ void forward(const ConvPlan& plan, const ImageLayout& in, const T* values, const
   const ConvShape& s = plan.shape();
   const ImageLayout out = plan.output(in.samples);
   const std::int64_t units = bands_of(out.groups(), out.height);
+  const ConvShape::Pair window = {s.dilation[0] * (s.kernel[0] - 1) + 1, s.dilation[1] * (s.kernel[1] - 1) + 1};
   const std::int64_t patch =
       kernels::forward_in_patches(s, plan.weight().nnz())
           ? kernels::patch_rows(std::min(s.in, plan.weight().forward.block / s.taps() * s.groups), in.row(),
-                                s.stride[0], s.dilation[0] * (s.kernel[0] - 1), kPixelBytes<T>)
+                                s.stride[0], window[0] - 1, kPixelBytes<T>)
           : 0;
   const std::int64_t work = (plan.weight().nnz() + 2 * s.out) * out.height * out.width * kImageLanes * out.groups();
   const std::int64_t grain = work == 0 ? units : units * kWorthAThread / work;
@@ -71,7 +72,7 @@ void forward(const ConvPlan& plan, const ImageLayout& in, const T* values, const
     each_band(out.height, begin, end, [&](std::int64_t group, std::int64_t row, std::int64_t row_end, bool first) {
       if (first) clear_halo(out, group, y);
       k.forward(plan.weight().forward, plan.offsets().forward.data(), values, bias, s.stride,
-                {planes_of(in), planes_of(out), out.width, row, row_end, patch},
+                {planes_of(in), planes_of(out), out.width, row, row_end, patch, s.in, window},
                 x + pixel(in, group, -s.padding[0], -s.padding[1]), y + pixel(out, group, 0, 0));
     });
   });

@@ -153,8 +153,8 @@ void check(const Table& table, const Case& c, std::int64_t patch_rows, bool whol
   const std::int64_t cut = oh / 2;  // in two parts, as threads would
   for (const auto& [begin, end] : {std::pair{std::int64_t{0}, cut}, {cut, oh}}) {
     kernels.forward(weight.forward, offsets.forward.data(), forward_values.data(), bias.data(), s.stride,
-                    {x.planes, y.planes, ow, begin, end, patch_rows}, x.at(0, -s.padding[0], -s.padding[1]),
-                    y.at(0, 0, 0));
+                    {x.planes, y.planes, ow, begin, end, patch_rows, s.in, s.kernel},
+                    x.at(0, -s.padding[0], -s.padding[1]), y.at(0, 0, 0));
   }
   for (std::int64_t phase = 0; phase < s.phases(); ++phase) {
     const std::int64_t ph = phase / s.stride[1], pw = phase % s.stride[1];

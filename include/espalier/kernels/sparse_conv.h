@@ -50,6 +50,9 @@ struct ConvPart {
   /// So many rows make a patch, over which a line goes before the next line's turn. 0, forward: one small rectangle of
   /// pixels after another, each with all lines.
   std::int64_t patch_rows = 1;
+  /// Forward: channels of x, and its rows and columns that an output reads, to ask for them early.
+  std::int64_t channels = 0;
+  ConvShape::Pair window = {1, 1};
 };
 
 /// The share of a convolution's weights that `nnz` are.
