@@ -1,5 +1,5 @@
-// The text of the kernels of sparse_conv.h, included once by the file of each instruction set after vector-inl.h and
-// pending_dots-inl.h. What was measured stands in docs/kernels.md.
+// The text of the kernels of sparse_conv.h, included once by the file of each instruction set after vector-inl.h. What
+// was measured stands in docs/kernels.md.
 
 /// Pixels whose sums are in registers: forward one sum each, backward a sum and an input.
 constexpr int kForwardPixels = kVectorBytes == 64 ? 8 : 6;
@@ -86,9 +86,9 @@ inline void each_rectangle(const Patch& patch, const F& f) {
 }
 
 /// `lines` lines of one run at once over a rectangle of pixels. step: pixels of x from one output to the next (0: not
-/// known when compiled). unit: what offsets count, in entries. The sums of the line `ahead` are asked for early: planes
-/// are pages apart, so no hardware guesses where the next line lies, and stores that wait for memory hold up the loads
-/// behind them.
+/// known when compiled). unit: what offsets count, in entries. The sums of the rectangle at `ahead` are asked for
+/// early: where it is in another plane no hardware guesses it, and stores that wait for memory hold up the loads behind
+/// them.
 template <class T, int rows, int width, int step, int unit, int lines>
 inline void conv_forward_lines(const std::uint16_t* line, const std::int32_t* offset, const T* value,
                                std::uint32_t entries, const T* ahead, const T* bias, const T* x, std::int64_t x_row,

@@ -187,7 +187,7 @@ template <class T, std::int64_t lanes, int vectors, int tiles, bool input_gradie
   for (std::int64_t block = 0; block < side.blocks(); ++block) {
     const T* const dyb = dy + block * side.block * lanes;
     std::uint32_t k = side.segment(block, chunk_begin)->entry;
-    PendingDots<T, 16> dots(dvalues + k, k, accumulate);
+    PendingDots<T> dots(dvalues + k, k, accumulate);
     [[maybe_unused]] const bool masked = of_relu && block + 1 == side.blocks();
     for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
