@@ -165,8 +165,10 @@ inline void conv_forward_block(const CompressedSide& side, std::int64_t block, c
     for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
       const CompressedSide::Run run = side.runs[r];
       std::uint32_t i = 0;
-      const auto next = [&](auto lines) {
-        each_rectangle<width>(patch, [&](auto pixels, std::int64_t band, std::int64_t w, bool last_of_band) {
+      // Always inline: as a function called for each line it takes 5 to 15 % longer (one image at a time, 90 %).
+      const auto next = [&](auto lines) __attribute__((always_inline)) {
+        const auto over = [&](auto pixels, std::int64_t band, std::int64_t w, bool last_of_band)
+            __attribute__((always_inline)) {
           const T* ahead = out + *line * y_plane + band * rows * y_row + (w + pixels) * kImageLanes;
           if (last_of_band) {
             ahead = band + 1 < patch.bands ? out + *line * y_plane + (band + 1) * rows * y_row
@@ -175,7 +177,8 @@ inline void conv_forward_block(const CompressedSide& side, std::int64_t block, c
           conv_forward_lines<T, rows, pixels, step, unit, lines>(
               line, offset, value, run.entries, ahead, b, x + band * rows * x_row + w * x_step, x_row, x_step,
               out + band * rows * y_row + w * kImageLanes, y_row, y_plane, block == 0);
-        });
+        };
+        each_rectangle<width>(patch, over);
         line += lines;
         offset += lines * run.entries;
         value += lines * run.entries;
