@@ -279,29 +279,25 @@ void Sparsifier::follow_changes(torch::optim::Optimizer* optimizer, const std::f
   topology_ = std::move(record);
 }
 
-namespace {
-/// A bit for each position, as long as that is at most what the kept weights take with value, gradient and index.
-constexpr std::int64_t kPositionsAWeight = 128;
-}  // namespace
-
-void Sparsifier::account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const {
+void Sparsifier::account(const SparseWeight& weight, std::optional<EverActive>& ever, LayerTopology& record) const {
   const std::int64_t outputs = weight.shape()[0], inputs = weight.shape()[1];
   const std::int64_t columns = weight.numel() / outputs, kernel = columns / inputs;
   const bool was_dense = record.nnz + record.dropped - record.grown == weight.numel();
-  if (ever.size() == 0 && context_.clock.step == 0 && weight.numel() <= kPositionsAWeight * weight.nnz()) {
-    ever = BitMask(weight.numel());
-  } else if (ever.size() == 0 && context_.clock.step > 0 && was_dense) {
-    ever = BitMask(weight.numel(), true);
-  }
   std::vector<bool> reached(static_cast<std::size_t>(outputs)), left(static_cast<std::size_t>(inputs));
   const at::Tensor active = weight.active();
   const auto* position = active.data_ptr<std::int64_t>();
+  if (ever) {
+    ever->add(position, active.numel());
+  } else if (context_.clock.step > 0 && was_dense) {
+    ever = EverActive::all(weight.numel());
+  } else if (context_.clock.step == 0 && EverActive::counts(weight.numel(), weight.nnz())) {
+    ever.emplace(weight.numel(), position, active.numel());
+  }
+  if (ever) record.ever_active = ever->count();
   for (std::int64_t i = 0; i < active.numel(); ++i) {
     reached[static_cast<std::size_t>(position[i] / columns)] = true;
     left[static_cast<std::size_t>(position[i] % columns / kernel)] = true;
-    if (ever.size() > 0) ever.set(position[i], true);
   }
-  if (ever.size() > 0) record.ever_active = ever.count();
   record.dead_outputs = std::count(reached.begin(), reached.end(), false);
   record.dead_inputs = std::count(left.begin(), left.end(), false);
 }
@@ -334,11 +330,7 @@ NamedTensors Sparsifier::archive() const {
   if (adaptive_)
     for (auto& entry : adaptive_->archive()) all.push_back(std::move(entry));
   for (std::size_t l = 0; l < ever_active_.size(); ++l) {
-    const BitMask& ever = ever_active_[l];
-    if (ever.size() == 0) continue;
-    all.emplace_back(
-        context_.weights[l]->name() + kEverActive,
-        torch::from_blob(const_cast<std::uint64_t*>(ever.words()), {(ever.size() + 63) / 64}, torch::kInt64).clone());
+    if (ever_active_[l]) ever_active_[l]->archive(context_.weights[l]->name() + kEverActive, all);
   }
   return all;
 }
@@ -355,19 +347,8 @@ void Sparsifier::restore(const NamedTensors& tensors) {
   for (auto& w : weights_) w->restore(tensors);
   method_->restore(tensors);
   for (std::size_t l = 0; l < ever_active_.size(); ++l) {
-    const std::string name = context_.weights[l]->name() + kEverActive;
-    const auto saved = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.first == name; });
-    ever_active_[l] = BitMask();
-    if (saved == tensors.end()) continue;
-    const at::Tensor words = saved->second.contiguous();
-    const std::int64_t positions = context_.weights[l]->numel();
-    ESPALIER_CHECK(words.scalar_type() == torch::kInt64 && words.numel() == (positions + 63) / 64, ErrorKind::data,
-                   "{}: not a bit for each of {} positions", name, positions);
-    ever_active_[l] = BitMask(positions);
-    for (std::int64_t i = 0; i < positions; ++i) {
-      const auto word = static_cast<std::uint64_t>(words.data_ptr<std::int64_t>()[i / 64]);
-      if (((word >> (i % 64)) & 1) != 0) ever_active_[l].set(i, true);
-    }
+    const SparseWeight& w = *context_.weights[l];
+    ever_active_[l] = EverActive::restored(w.name() + kEverActive, w.numel(), tensors);
   }
   context_.clock.step = step->second.item<std::int64_t>();
   topology_.clear();

@@ -19,8 +19,8 @@
 #include <string>
 #include <vector>
 
-#include "espalier/core/bitmask.h"
 #include "espalier/methods/adaptive_alpha.h"
+#include "espalier/methods/ever_active.h"
 #include "espalier/methods/method.h"
 #include "espalier/methods/optimizer_state.h"
 #include "espalier/methods/probe.h"
@@ -65,8 +65,7 @@ struct LayerTopology {
   std::string name;
   std::int64_t nnz, dropped, grown;
   std::optional<double> threshold;
-  /// Positions that have ever been active, of all; empty where counting them (a bit a position) would take more than
-  /// the weights themselves do.
+  /// Positions that have ever been active, of all; empty where they are not counted (EverActive).
   std::optional<std::int64_t> ever_active;
   std::int64_t positions;
   /// Units without a weight: outputs (rows) that nothing reaches, inputs (columns, or channels) that nothing leaves.
@@ -125,7 +124,7 @@ class Sparsifier {
   void adapt_alpha(torch::optim::Optimizer& optimizer);
   Clock next_step() const;
   void announce_next_step();
-  void account(const SparseWeight& weight, BitMask& ever, LayerTopology& record) const;
+  void account(const SparseWeight& weight, std::optional<EverActive>& ever, LayerTopology& record) const;
 
   std::unique_ptr<Method> method_;
   WeightDecay decay_;
@@ -137,7 +136,7 @@ class Sparsifier {
   std::optional<AdaptiveAlpha> adaptive_;
   std::optional<AlphaTrace> alpha_trace_;
   bool optimizer_checked_ = false;
-  std::vector<BitMask> ever_active_;  // of each sparsified weight; empty where it is not counted
+  std::vector<std::optional<EverActive>> ever_active_;  // of each sparsified weight, where it is counted
 };
 
 /// True if `name` matches a pattern with * (any run of characters) and ? (any one).
