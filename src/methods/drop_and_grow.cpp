@@ -73,6 +73,7 @@ double cosine_fraction(double fraction, std::int64_t t, std::int64_t end) {
 void DropAndGrow::describe(Describe& d) {
   d("every", every_, "distance between changes of the topology");
   d("end", end_, "no change from here on: the connections that are there stay");
+  reinit_.describe(d);
   birth_.describe(d);
 }
 
@@ -86,7 +87,7 @@ void DropAndGrow::check(const MethodContext& context) const {
 }
 
 void DropAndGrow::prepare(const MethodContext& context) {
-  keep_random(context, /*none_empty=*/true);
+  keep_random(context, reinit_, /*none_empty=*/true);
   birth_.log_choice(name_, context);
 }
 

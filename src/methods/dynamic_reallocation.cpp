@@ -58,6 +58,7 @@ void DynamicReallocation::describe(Describe& d) {
   d("thresholds", thresholds_, "one for each of threshold_milestones", above(0));
   d("protected_layers", protected_layers_, "layers that never have fewer than protected_weights survivors");
   d("protected_weights", protected_weights_, "survivors that a protected layer keeps; any other keeps 1", at_least(1));
+  reinit_.describe(d);
   birth_.describe(d);
 }
 

@@ -35,12 +35,7 @@ std::vector<std::string> names_of(const std::vector<SparseWeight*>& weights) {
   return names;
 }
 
-void PruneAtInit::describe(Describe& d) {
-  d("reinit", reinit_,
-    "what survivors begin with: the values they were chosen by; a fresh draw of the same distribution; xavier; normal "
-    "with the std scaled to what a layer or an output unit keeps",
-    known_reinits());
-}
+void PruneAtInit::describe(Describe& d) { reinit_.describe(d); }
 
 void PruneAtInit::check(const MethodContext& context) const {
   ESPALIER_CHECK(context.sparsity.sparsity > 0, ErrorKind::usage,
@@ -53,7 +48,7 @@ void PruneAtInit::prepare(const MethodContext& context) {
   for (std::size_t l = 0; l < kept.size(); ++l) {
     SparseWeight& weight = *context.weights[l];
     weight.keep(kept[l]);
-    reinitialise(weight, reinit_, context.probe != nullptr ? context.probe->initializer : "", context.seed);
+    reinit_.apply(weight, context);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "espalier/core/error.h"
+#include "espalier/methods/probe.h"
 #include "espalier/nn/init.h"
 
 namespace espalier {
@@ -42,6 +43,17 @@ void reinitialise(SparseWeight& weight, const std::string& how, const std::strin
     w = w * kept.index_select(0, unit).to(torch::kDouble).reciprocal().mul(2).sqrt().to(w.scalar_type());
   }
   weight.rewire({active, active, weight.reparametrisation().inverse(w), std::nullopt});
+}
+
+void Reinit::describe(Describe& d) {
+  d("reinit", how,
+    "what kept weights begin with: their values in the dense network; a fresh draw of the same distribution; xavier; "
+    "normal with the std scaled to what a layer or an output unit keeps",
+    known_reinits());
+}
+
+void Reinit::apply(SparseWeight& weight, const MethodContext& context) const {
+  reinitialise(weight, how, context.probe != nullptr ? context.probe->initializer : "", context.seed);
 }
 
 }  // namespace espalier

@@ -35,6 +35,7 @@ void SoftDeepRewiring::describe(Describe& d) {
     above(0));
   d("every", every_, "distance between looks at who sleeps and who wakes");
   d("end", end_, "from here on nobody falls asleep or wakes, and there is neither pull nor noise");
+  reinit_.describe(d);
 }
 
 void SoftDeepRewiring::check(const MethodContext& context) const {
@@ -52,7 +53,7 @@ bool SoftDeepRewiring::acts(const Clock& clock) const {
 }
 
 void SoftDeepRewiring::prepare(const MethodContext& context) {
-  keep_random(context, /*none_empty=*/true);
+  keep_random(context, reinit_, /*none_empty=*/true);
   const double floor = sleeping_floor(1 - context.sparsity.sparsity, l1_, temperature_);
   for (const SparseWeight* w : context.weights) {
     // Everybody sleeps at a place of its own, with a sign of its own; then those that are awake take that of w.

@@ -17,7 +17,9 @@ void StaticRandom::check(const MethodContext& context) const {
       "method static-random needs [sparsity].sparsity above 0 (a network without zeros is method \"dense\")");
 }
 
-void keep_random(const MethodContext& context, bool none_empty) {
+namespace {
+
+void draw_masks(const MethodContext& context, bool none_empty) {
   if (!context.structure.empty()) {
     for (SparseWeight* w : context.weights) {
       const auto given = context.structure.find(w->name());
@@ -63,6 +65,13 @@ void keep_random(const MethodContext& context, bool none_empty) {
     w.keep(random_positions(w.numel(), budgets[l], random));
     ESPALIER_ASSERT(w.nnz() == budgets[l]);
   }
+}
+
+}  // namespace
+
+void keep_random(const MethodContext& context, const Reinit& reinit, bool none_empty) {
+  draw_masks(context, none_empty);
+  for (SparseWeight* w : context.weights) reinit.apply(*w, context);
 }
 
 }  // namespace espalier

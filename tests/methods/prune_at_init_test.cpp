@@ -56,9 +56,13 @@ Pruned prune(const std::shared_ptr<Chain>& net, const std::string& method, doubl
       if (auto** number = std::get_if<std::int64_t*>(&option.value)) **number = std::stoll(value);
     }
   }
-  p.sparsifier = std::make_unique<Sparsifier>(
-      *p.net, std::move(made), Reparametrisation(),
-      SparsifierOptions().sparsity(sparsity).distribution(distribution).probe(probe_with_data(net, input)));
+  p.sparsifier = std::make_unique<Sparsifier>(*p.net, std::move(made), Reparametrisation(),
+                                              SparsifierOptions()
+                                                  .sparsity(sparsity)
+                                                  .distribution(distribution)
+                                                  .total_steps(100)
+                                                  .steps_per_epoch(10)
+                                                  .probe(probe_with_data(net, input)));
   return p;
 }
 
@@ -229,8 +233,9 @@ TEST(PruneAtInit, BothStoragesKeepTheSame) {
       auto made = make_method(method);
       Describe d;
       made->describe(d);
-      for (auto& option : d.list)
-        if (option.name == "reinit") **std::get_if<std::string*>(&option.value) = reinit;
+      const auto option = std::find_if(d.list.begin(), d.list.end(), [](const auto& o) { return o.name == "reinit"; });
+      ASSERT_NE(option, d.list.end()) << method;
+      **std::get_if<std::string*>(&option->value) = reinit;
       Sparsifier s(sparse, std::move(made), {},
                    SparsifierOptions().sparsity(0.6).distribution("global").probe(probe_with_data(net, {12})));
       for (std::size_t l = 0; l < 2; ++l) {
@@ -278,6 +283,23 @@ TEST(Reinit, DrawsWithTheVarianceThatItsNameSays) {
   EXPECT_TRUE(torch::equal(unit->active(), same->active()));
   EXPECT_NE(message_of([&] { reinitialise(*same, "fresh", "", 1); }).find("Probe::initializer"), std::string::npos);
   EXPECT_NE(message_of([&] { reinitialise(*same, "liu", "", 1); }).find("unknown"), std::string::npos);
+}
+
+// Whatever draws its first masks at random.
+TEST(Reinit, HoldsForRandomMasksToo) {
+  torch::manual_seed(9);
+  auto net = std::make_shared<Chain>(Layers{linear(40, 30, true), linear(30, 5)});
+  for (const char* method : {"static-random", "random", "set", "dpr", "rigl", "snfs", "deep-r", "soft-deep-r"}) {
+    const Pruned same = prune(net, method, 0.8, "uniform", {40}),
+                 unit = prune(net, method, 0.8, "uniform", {40}, {{"reinit", "unit"}});
+    for (std::size_t l = 0; l < 2; ++l) {
+      SparseWeight& w = *same.sparsifier->weights()[l];
+      EXPECT_EQ(same.active(l), unit.active(l)) << method;
+      EXPECT_FALSE(torch::equal(w.weights(), unit.sparsifier->weights()[l]->weights())) << method;
+      reinitialise(w, "unit", "", SparsifierOptions().seed());
+      EXPECT_TRUE(torch::equal(w.weights(), unit.sparsifier->weights()[l]->weights())) << method;
+    }
+  }
 }
 
 }  // namespace

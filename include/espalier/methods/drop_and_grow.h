@@ -8,6 +8,7 @@
 
 #include "espalier/core/duration.h"
 #include "espalier/methods/method.h"
+#include "espalier/methods/reinit.h"
 #include "espalier/methods/select.h"
 
 namespace espalier {
@@ -54,6 +55,7 @@ class DropAndGrow : public Method {
   virtual void change(const MethodContext& context) = 0;
 
   Duration every_, end_;
+  Reinit reinit_;
   BirthOptions birth_;
 
  private:

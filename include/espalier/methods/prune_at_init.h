@@ -9,6 +9,7 @@
 
 #include "espalier/methods/method.h"
 #include "espalier/methods/probe.h"
+#include "espalier/methods/reinit.h"
 
 namespace espalier {
 
@@ -35,7 +36,7 @@ class PruneAtInit : public Method {
   virtual std::vector<at::Tensor> survivors(const MethodContext& context) = 0;
 
  private:
-  std::string reinit_ = "same";
+  Reinit reinit_;
 };
 
 /// `magnitude-at-init`: the largest |w|.

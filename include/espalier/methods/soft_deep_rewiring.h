@@ -8,6 +8,7 @@
 #include <map>
 
 #include "espalier/methods/method.h"
+#include "espalier/methods/reinit.h"
 
 namespace espalier {
 
@@ -39,6 +40,7 @@ class SoftDeepRewiring : public Method {
   double temperature_ = 1e-8;
   Duration every_ = Duration::steps(10);
   Duration end_ = Duration::percent(100);
+  Reinit reinit_;
   std::map<std::string, Connections> connections_;  // by the weight's name
 };
 
