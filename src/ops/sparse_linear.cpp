@@ -241,7 +241,7 @@ void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Ten
     const T* from = values.data_ptr<T>();
     T* to = forward.data_ptr<T>();
     at::parallel_for(0, matrix.nnz(), 32768, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t j = begin; j < end; ++j) to[j] = from[matrix.canonical[static_cast<std::size_t>(j)]];
+      kernels::in_forward_order(matrix, from, to, begin, end);
     });
   });
 }

@@ -104,6 +104,48 @@ TEST(Compress, AnyNumberOfThreadsGivesTheSame) {
   }
 }
 
+template <class T>
+void expect_forward_order(const Compressed& m) {
+  const auto nnz = m.nnz();
+  std::vector<T> values(static_cast<std::size_t>(nnz));
+  for (std::size_t k = 0; k < values.size(); ++k) values[k] = static_cast<T>(k + 1);  // each its own number
+  // All at once, and cut where segments, groups of 16 and 4 entries are not.
+  for (const std::int64_t piece : {nnz, std::max<std::int64_t>(1, nnz / 3), std::int64_t{37}}) {
+    std::vector<T> forward(values.size() + 1, -7);
+    for (std::int64_t begin = 0; begin < nnz; begin += piece) {
+      const std::int64_t end = std::min(nnz, begin + piece);
+      in_forward_order(m, values.data(), forward.data(), begin, end);
+      ASSERT_EQ(forward[static_cast<std::size_t>(end)], -7) << "written behind the end of " << begin << ", " << end;
+    }
+    each_entry(m, [&](std::int64_t, std::int64_t, std::uint32_t k) {
+      ASSERT_EQ(forward[k], values[m.canonical[k]]) << k << " of " << nnz << ", pieces of " << piece;
+    });
+  }
+}
+
+TEST(Compress, ValuesComeInForwardOrder) {
+  std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+  shapes.push_back({6000, 40, 0.04});  // chunks that span several blocks of the backward side, or lie within one
+  shapes.push_back({2300, 2300, 0.02});
+  for (const Shape& s : shapes) {
+    const auto positions = draw_positions(s);
+    EntryIndices place;
+    const Compressed m =
+        compress(s.rows, s.columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
+    expect_forward_order<float>(m);
+    expect_forward_order<double>(m);
+    if (HasFailure()) return;
+  }
+  const ConvShape shapes_of_images[] = {{40, 24, {3, 3}, {2, 2}, {1, 1}}, {48, 32, {1, 1}}, {48, 32, {1, 1}, {2, 2}}};
+  for (const ConvShape& s : shapes_of_images) {
+    const auto positions = draw_positions({s.out, s.columns(), 0.3});
+    EntryIndices place;
+    const Compressed m = compress(s, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
+    expect_forward_order<float>(m);
+    if (HasFailure()) return;
+  }
+}
+
 /// A weight with its positions, a batch of one tile and the gradient of its product.
 template <class T>
 struct Problem {

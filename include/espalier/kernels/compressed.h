@@ -139,6 +139,10 @@ Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::
 
 void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, EntryIndices& place, int threads);
 
+/// Entries [begin, end) of the forward side: forward[j] = values[canonical[j]]. Both [nnz].
+template <class T>
+void in_forward_order(const Compressed& matrix, const T* values, T* forward, std::int64_t begin, std::int64_t end);
+
 /// f(row, column, k) for each entry k of the forward side.
 template <class F>
 void each_entry(const Compressed& matrix, const F& f) {
