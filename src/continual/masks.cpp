@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "espalier/core/bitmask.h"
 #include "espalier/core/error.h"
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/select.h"
@@ -107,7 +108,7 @@ BitMask inverse(const BitMask& a) { return minus(BitMask(a.size(), true), a); }
 std::int64_t overlap(const BitMask& a, const BitMask& b) {
   ESPALIER_ASSERT(a.size() == b.size());
   std::int64_t count = 0;
-  for (std::int64_t w = 0; w < (a.size() + 63) / 64; ++w) count += __builtin_popcountll(a.words()[w] & b.words()[w]);
+  for (std::int64_t w = 0; w < (a.size() + 63) / 64; ++w) count += count_ones(a.words()[w] & b.words()[w]);
   return count;
 }
 

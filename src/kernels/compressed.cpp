@@ -200,35 +200,32 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
   side.inner_index.resize(list.column.size());
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
   std::vector<Part> parts(static_cast<std::size_t>(blocks * chunks));
-  // [block][row] entries, then where they begin: from 0 in each segment until the segments have their places
-  std::vector<std::uint32_t> next(static_cast<std::size_t>(blocks * rows), 0);
   std::vector<std::uint32_t> entries(static_cast<std::size_t>(blocks * chunks));
-  // f(row, block, first, last) for the entries of a row in a block
-  const auto each_piece = [&](std::int64_t chunk, const auto& f) {
-    for (std::int64_t r = chunk * side.chunk; r < std::min(rows, (chunk + 1) * side.chunk); ++r) {
-      std::uint32_t i = list.start[static_cast<std::size_t>(r)];
-      const std::uint32_t end = list.start[static_cast<std::size_t>(r + 1)];
-      for (std::int64_t b = 0; i < end; ++b) {
-        const std::int64_t limit = (b + 1) * side.block;
-        const std::uint32_t first = i;
-        while (i < end && list.column[i] < limit) ++i;
-        if (first < i) f(r, b, first, i);
-      }
-    }
+  // The first entries of the rows of chunk c, and one behind the last.
+  const auto starts_of = [&](std::int64_t c) { return list.start.data() + c * side.chunk; };
+  const auto rows_of = [&](std::int64_t c) {
+    return static_cast<std::size_t>(std::min(side.chunk, rows - c * side.chunk));
   };
 #pragma omp parallel num_threads(threads)
   {
     LineOrder line_order;
+    std::vector<std::uint32_t> pieces(static_cast<std::size_t>(blocks * side.chunk));  // [block][row] entries
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t c = 0; c < chunks; ++c) {
-      each_piece(c, [&](std::int64_t r, std::int64_t b, std::uint32_t first, std::uint32_t last) {
-        next[static_cast<std::size_t>(b * rows + r)] = last - first;
-      });
-      const auto n = static_cast<std::size_t>(std::min(side.chunk, rows - c * side.chunk));
+      for (std::size_t r = 0; r < rows_of(c); ++r) {
+        const std::uint32_t* column = list.column.data() + starts_of(c)[r];
+        const std::uint32_t* const end = list.column.data() + starts_of(c)[r + 1];
+        for (std::int64_t b = 0; b < blocks; ++b) {
+          const std::uint32_t* const first = column;
+          if (b + 1 == blocks) column = end;
+          while (column < end && *column < (b + 1) * side.block) ++column;
+          pieces[static_cast<std::size_t>(b * side.chunk) + r] = static_cast<std::uint32_t>(column - first);
+        }
+      }
       for (std::int64_t b = 0; b < blocks; ++b) {
         const auto at = static_cast<std::size_t>(b * chunks + c);
-        std::uint32_t* const lines = next.data() + b * rows + c * side.chunk;
-        entries[at] = parts[at].add(line_order.of(lines, n, true), lines, 0, b == 0 || b + 1 == blocks);
+        std::uint32_t* const lines = pieces.data() + b * side.chunk;
+        entries[at] = parts[at].add(line_order.of(lines, rows_of(c), true), lines, 0, b == 0 || b + 1 == blocks);
       }
     }
   }
@@ -237,16 +234,30 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
     side.segments[i].entry = sum;
     sum += entries[i];
   }
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (std::int64_t c = 0; c < chunks; ++c) {
-    each_piece(c, [&](std::int64_t r, std::int64_t b, std::uint32_t first, std::uint32_t last) {
-      std::uint32_t to = side.segment(b, c)->entry + next[static_cast<std::size_t>(b * rows + r)];
-      const auto base = static_cast<std::uint32_t>(b * side.block);
-      for (std::uint32_t i = first; i < last; ++i, ++to) {
-        side.inner_index[to] = static_cast<std::uint16_t>(list.column[i] - base);
-        canonical[to] = place[i];
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<std::uint32_t> from;  // the first entry of each row that has not been copied
+#pragma omp for schedule(dynamic, 1)
+    for (std::int64_t c = 0; c < chunks; ++c) {
+      from.assign(starts_of(c), starts_of(c) + rows_of(c));
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        // In the order in which lines come to stand, by their length: written one behind the other, and loops' ends are
+        // predicted.
+        const auto at = static_cast<std::size_t>(b * chunks + c);
+        const auto base = static_cast<std::uint32_t>(b * side.block);
+        std::uint32_t to = side.segments[at].entry;
+        const std::uint16_t* row = parts[at].outer_index.data();
+        for (const CompressedSide::Run run : parts[at].runs) {
+          for (std::uint32_t line = 0; line < run.lines; ++line, ++row) {
+            const std::uint32_t i = std::exchange(from[*row], from[*row] + run.entries);
+            for (std::uint32_t k = 0; k < run.entries; ++k, ++to) {
+              side.inner_index[to] = static_cast<std::uint16_t>(list.column[i + k] - base);
+              canonical[to] = place[i + k];
+            }
+          }
+        }
       }
-    });
+    }
   }
   join(side, parts, static_cast<std::uint32_t>(list.column.size()));
   return side;
@@ -450,50 +461,75 @@ Compressed compress(const ConvShape& shape, const std::int64_t* positions, std::
   return compress(shape, list_of(shape.out, shape.columns(), positions, nnz, threads), place, threads);
 }
 
-void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads) {
+namespace {
+
+/// f(entry, n, to, first) for each line of the forward side: its n entries from `entry` on come to stand from `to` on,
+/// row by row, and their columns are first + inner_index. Returns where each row begins.
+template <class F>
+std::vector<std::uint32_t> each_line_by_row(const Compressed& matrix, int threads, const F& f) {
   const CompressedSide& side = matrix.forward;
   const std::int64_t blocks = side.blocks(), chunks = side.chunks();
-  // f(row, first entry, number of entries) for the lines of chunk c in block b
-  const auto each_line = [&](std::int64_t b, std::int64_t c, const auto& f) {
+  // g(row, first entry, number of entries) for the lines of chunk c in block b
+  const auto each_line = [&](std::int64_t b, std::int64_t c, const auto& g) {
     const CompressedSide::Segment* s = side.segment(b, c);
     std::uint32_t line = s->line, entry = s->entry;
     for (std::uint32_t r = s->run; r < s[1].run; ++r) {
       for (std::uint32_t i = 0; i < side.runs[r].lines; ++i, ++line, entry += side.runs[r].entries) {
-        f(static_cast<std::size_t>(c * side.chunk + side.outer_index[line]), entry, side.runs[r].entries);
+        g(static_cast<std::size_t>(c * side.chunk + side.outer_index[line]), entry, side.runs[r].entries);
       }
     }
   };
   threads = std::max(threads, 1);
-  std::vector<std::uint32_t> next(static_cast<std::size_t>(matrix.rows + 1), 0);  // of each row
+  std::vector<std::uint32_t> start(static_cast<std::size_t>(matrix.rows + 1), 0);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t c = 0; c < chunks; ++c) {
     for (std::int64_t b = 0; b < blocks; ++b) {
-      each_line(b, c, [&](std::size_t row, std::uint32_t, std::uint32_t n) { next[row] += n; });
+      each_line(b, c, [&](std::size_t row, std::uint32_t, std::uint32_t n) { start[row] += n; });
     }
   }
   std::uint32_t sum = 0;
-  for (std::uint32_t& n : next) sum += std::exchange(n, sum);
-  const auto nnz = static_cast<std::size_t>(matrix.nnz());
-  if (list != nullptr) {
-    list->start = next;
-    list->column.resize(nnz);
-  }
-  if (place != nullptr) place->resize(nnz);
+  for (std::uint32_t& n : start) sum += std::exchange(n, sum);
+  std::vector<std::uint32_t> next = start;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (std::int64_t c = 0; c < chunks; ++c) {
     for (std::int64_t b = 0; b < blocks; ++b) {
-      const auto base = static_cast<std::uint32_t>(b * side.block);
+      const auto first = static_cast<std::uint32_t>(b * side.block);
       each_line(b, c, [&](std::size_t row, std::uint32_t entry, std::uint32_t n) {
-        const std::uint32_t to = next[row];
-        next[row] = to + n;
-        if (list != nullptr) {
-          for (std::uint32_t k = 0; k < n; ++k) list->column[to + k] = base + side.inner_index[entry + k];
-        }
-        if (place != nullptr) std::copy_n(matrix.canonical.data() + entry, n, place->data() + to);
+        f(entry, n, next[row], first);
+        next[row] += n;
       });
     }
   }
+  return start;
 }
+
+}  // namespace
+
+void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads) {
+  const auto nnz = static_cast<std::size_t>(matrix.nnz());
+  if (list != nullptr) list->column.resize(nnz);
+  if (place != nullptr) place->resize(nnz);
+  const std::uint16_t* const inner = matrix.forward.inner_index.data();
+  const std::uint32_t* const canonical = matrix.canonical.data();
+  auto start = each_line_by_row(matrix, threads,
+                                [&](std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t first) {
+                                  if (list != nullptr) {
+                                    std::uint32_t* const column = list->column.data() + to;
+                                    for (std::uint32_t k = 0; k < n; ++k) column[k] = first + inner[entry + k];
+                                  }
+                                  if (place != nullptr) std::copy_n(canonical + entry, n, place->data() + to);
+                                });
+  if (list != nullptr) list->start = std::move(start);
+}
+
+template <class T>
+void in_row_order(const Compressed& matrix, const T* forward, T* values, int threads) {
+  each_line_by_row(matrix, threads, [&](std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t) {
+    std::copy_n(forward + entry, n, values + to);
+  });
+}
+template void in_row_order(const Compressed&, const float*, float*, int);
+template void in_row_order(const Compressed&, const double*, double*, int);
 
 void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, EntryIndices& place, int threads) {
   RowMajorList list;

@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "espalier/core/bitmask.h"
 #include "espalier/core/error.h"
 
 namespace espalier {
@@ -178,7 +179,7 @@ void split(const at::Tensor& values, const Cut<T>& cut, const std::int64_t* of, 
       };
       if (chosen != nullptr) list(take, chosen + taken);
       if (rest != nullptr) list(~take & all, rest + first - taken);
-      taken += __builtin_popcountll(take);
+      taken += count_ones(take);
     }
   });
 }

@@ -62,6 +62,78 @@ at::Tensor gathered(const at::Tensor& values, const kernels::EntryIndices& from)
   return out;
 }
 
+/// A row of a weight, and what a rewiring makes of it.
+class RowMerge {
+ public:
+  static constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();  // no column
+
+  /// The row's share of the lists: `drops` and `grows` flat positions, ascending, of a row that begins at row_begin.
+  void set(const std::int64_t* drop, std::int64_t drops, const std::int64_t* grow, std::int64_t grows,
+           std::int64_t row_begin) {
+    const auto columns = [&](const std::int64_t* from, std::int64_t n, std::vector<std::uint32_t>& to) {
+      to.resize(static_cast<std::size_t>(n) + 1);
+      for (std::int64_t i = 0; i < n; ++i)
+        to[static_cast<std::size_t>(i)] = static_cast<std::uint32_t>(from[i] - row_begin);
+      to.back() = kNone;
+    };
+    columns(drop, drops, drop_);
+    columns(grow, grows, grow_);
+  }
+
+  /// n entries, their columns ascending, become `size` ones: n - drops + grows if the lists are right. `source` goes
+  /// with what stays; the newborn have kNewborn. False if the lists are wrong: see not_there() and there().
+  bool run(const std::uint32_t* column, const std::uint32_t* source, std::uint32_t n, std::uint32_t* to_column,
+           std::uint32_t* to_source, std::uint32_t size) {
+    static_assert(TopologyChange::kNewborn == kNone);
+    const std::uint32_t *const drop = drop_.data(), *const grow = grow_.data();
+    std::uint32_t i = 0, d = 0, g = 0, to = 0;
+    std::uint32_t clash = 0;
+    // In arithmetic, without a branch on who comes next, which cannot be predicted.
+    while (i < n && to < size) {
+      const std::uint32_t c = column[i], born = grow[g];
+      const auto old = static_cast<std::uint32_t>(c <= born);
+      const std::uint32_t dropped = old & static_cast<std::uint32_t>(c == drop[d]);
+      clash |= static_cast<std::uint32_t>(c == born) & (dropped ^ 1u);
+      to_column[to] = born ^ ((c ^ born) & (0u - old));
+      to_source[to] = source[i] | (old - 1u);
+      i += old;
+      g += old ^ 1u;
+      d += dropped;
+      to += dropped ^ 1u;
+    }
+    for (; i < n && column[i] == drop[d]; ++i) ++d;  // no room is left: nothing else may come
+    not_there_ = there_ = kNone;
+    if (drop[d] != kNone) {
+      not_there_ = first_not_there(column, n);
+      return false;
+    }
+    if (clash != 0) there_ = first_clash(column, n);
+    for (; to < size; ++to, ++g) {
+      to_column[to] = grow[g];
+      to_source[to] = TopologyChange::kNewborn;
+    }
+    return clash == 0;
+  }
+
+  std::uint32_t not_there() const { return not_there_; }  ///< the first column to drop that has no entry, or kNone
+  std::uint32_t there() const { return there_; }          ///< else the first one to grow that has one, or kNone
+
+ private:
+  std::uint32_t first_not_there(const std::uint32_t* column, std::uint32_t n) const {
+    return *std::find_if(drop_.begin(), drop_.end(),
+                         [&](std::uint32_t d) { return !std::binary_search(column, column + n, d); });
+  }
+  std::uint32_t first_clash(const std::uint32_t* column, std::uint32_t n) const {
+    for (const std::uint32_t g : grow_) {
+      if (std::binary_search(column, column + n, g) && !std::binary_search(drop_.begin(), drop_.end(), g)) return g;
+    }
+    return kNone;
+  }
+
+  std::vector<std::uint32_t> drop_, grow_;  // kNone follows
+  std::uint32_t not_there_ = kNone, there_ = kNone;
+};
+
 const at::Tensor* find(const NamedTensors& tensors, const std::string& key) {
   for (const auto& [name, tensor] : tensors)
     if (name == key) return &tensor;
@@ -189,8 +261,12 @@ std::shared_ptr<const kernels::Compressed> CompressedWeight::matrix() {
 const at::Tensor& CompressedWeight::forward_values() {
   materialise();
   // An optimiser or a user may have written to the values since.
-  if (forward_version_ != static_cast<std::int64_t>(values_._version())) refresh();
+  if (!forward_is_fresh()) refresh();
   return forward_values_;
+}
+
+bool CompressedWeight::forward_is_fresh() const {
+  return forward_version_ == static_cast<std::int64_t>(values_._version());
 }
 
 void CompressedWeight::refresh() {
@@ -247,9 +323,19 @@ std::int64_t CompressedWeight::rows_of_grain() const {
 }
 
 at::Tensor CompressedWeight::row_major(const at::Tensor& canonical) const {
-  kernels::EntryIndices place;
-  kernels::row_major(*matrix_, nullptr, &place, at::get_num_threads());
-  return gathered(canonical.detach(), place);
+  // By the forward order, whose lines are pieces of rows: entry by entry, a row would be all over the canonical one.
+  at::Tensor forward = torch::empty_like(canonical, torch::TensorOptions().requires_grad(false));
+  ops::refresh_forward(*matrix_, canonical, forward);
+  return row_major_of_forward(forward);
+}
+
+at::Tensor CompressedWeight::row_major_of_forward(const at::Tensor& forward) const {
+  at::Tensor values = torch::empty_like(forward);
+  with_type(values.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    kernels::in_row_order(*matrix_, forward.data_ptr<T>(), values.data_ptr<T>(), at::get_num_threads());
+  });
+  return values;
 }
 
 at::Tensor CompressedWeight::ranks(const BitMask& mask) const {
@@ -286,14 +372,7 @@ at::Tensor CompressedWeight::weights() const {
 
 std::pair<at::Tensor, at::Tensor> CompressedWeight::entries() const {
   if (is_virgin() || !forward_.all()) return SparseWeight::entries();
-  kernels::EntryIndices place;
-  at::Tensor positions;
-  {
-    kernels::RowMajorList list;
-    kernels::row_major(*matrix_, &list, &place, at::get_num_threads());
-    positions = positions_of(list);
-  }
-  return {positions, gathered(values_.detach(), place)};
+  return {stored_positions(), forward_is_fresh() ? row_major_of_forward(forward_values_) : row_major(values_)};
 }
 
 at::Tensor CompressedWeight::values() const {
@@ -328,14 +407,19 @@ kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Pos
   const auto before_row = [&](const Positions& list, std::int64_t row) {
     return std::lower_bound(list.begin(), list.end(), row * columns_) - list.begin();
   };
+  // Of the positions of a list from number i on, how many lie before the end of this row; i moves behind them.
+  const auto pass_row = [&](const Positions& list, std::int64_t& i, std::int64_t row) {
+    const std::int64_t first = i, end = (row + 1) * columns_;
+    while (i < list.size() && list[i] < end) ++i;
+    return i - first;
+  };
 
   // How long each row becomes, if the lists are what Rewiring says; never negative, so that rows never overlap.
   now.start.resize(at(rows_ + 1), 0);
   at::parallel_for(0, rows_, rows_of_grain(), [&](std::int64_t begin, std::int64_t end) {
     std::int64_t d = before_row(drop, begin), g = before_row(grow, begin);
     for (std::int64_t r = begin; r < end; ++r) {
-      const std::int64_t drops = before_row(drop, r + 1) - std::exchange(d, before_row(drop, r + 1)),
-                         grows = before_row(grow, r + 1) - std::exchange(g, before_row(grow, r + 1)),
+      const std::int64_t drops = pass_row(drop, d, r), grows = pass_row(grow, g, r),
                          present = old.start[at(r + 1)] - old.start[at(r)];
       now.start[at(r)] = static_cast<std::uint32_t>(std::max<std::int64_t>(0, present - drops) + grows);
     }
@@ -345,46 +429,21 @@ kernels::RowMajorList CompressedWeight::rewired(const Positions& drop, const Pos
   now.column.resize(sum);
   from.resize(sum);
 
-  // Each row: a walk over its entries and both lists.
   const std::int64_t parts = std::clamp<std::int64_t>(stored() / kGrain, 1, at::get_num_threads());
   std::vector<std::string> wrong(at(parts));
-  // What the walk needs of each list stands in a local variable: it stores through pointers at every turn.
   const auto merge = [&](std::int64_t first_row, std::int64_t last_row) -> std::string {
-    constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
-    const std::int64_t *d = drop.begin() + before_row(drop, first_row), *g = grow.begin() + before_row(grow, first_row);
-    const std::int64_t *const d_end = drop.end(), *const g_end = grow.end();
-    std::int64_t dropped = d < d_end ? *d : kNone, grown = g < g_end ? *g : kNone;
-    const std::uint32_t *const column = old.column.data(), *const source = place.data();
-    std::uint32_t *const to_column = now.column.data(), *const to_source = from.data();
+    RowMerge row;
+    std::int64_t d = before_row(drop, first_row), g = before_row(grow, first_row);
     for (std::int64_t r = first_row; r < last_row; ++r) {
-      const std::int64_t row_begin = r * columns_, row_end = row_begin + columns_;
-      const std::uint32_t end = old.start[at(r + 1)], to_end = now.start[at(r + 1)];
-      std::uint32_t to = now.start[at(r)];
-      const auto put = [&](std::int64_t position, std::uint32_t where) __attribute__((always_inline)) {
-        if (to == to_end) return;
-        to_column[to] = static_cast<std::uint32_t>(position - row_begin);
-        to_source[to++] = where;
-      };
-      const auto grow_up_to = [&](std::int64_t limit) __attribute__((always_inline)) {
-        while (grown < limit) {
-          put(grown, TopologyChange::kNewborn);
-          grown = ++g < g_end ? *g : kNone;
-        }
-      };
-      for (std::uint32_t i = old.start[at(r)]; i < end; ++i) {
-        const std::int64_t position = row_begin + column[i];
-        grow_up_to(position);
-        if (dropped < position) break;
-        if (dropped == position) {
-          dropped = ++d < d_end ? *d : kNone;  // grown again, if it is, by the next grow_up_to
-        } else if (grown == position) {
-          return fmt::format("{}: position {} to grow is active already", name(), position);
-        } else {
-          put(position, source[i]);
-        }
-      }
-      if (dropped < row_end) return fmt::format("{}: position {} to drop is not active", name(), dropped);
-      grow_up_to(row_end);
+      const std::int64_t row_begin = r * columns_, drops = pass_row(drop, d, r), grows = pass_row(grow, g, r);
+      row.set(drop.begin() + d - drops, drops, grow.begin() + g - grows, grows, row_begin);
+      const std::uint32_t begin = old.start[at(r)], to = now.start[at(r)];
+      if (row.run(old.column.data() + begin, place.data() + begin, old.start[at(r + 1)] - begin, now.column.data() + to,
+                  from.data() + to, now.start[at(r + 1)] - to))
+        continue;
+      return row.not_there() != RowMerge::kNone
+                 ? fmt::format("{}: position {} to drop is not active", name(), row_begin + row.not_there())
+                 : fmt::format("{}: position {} to grow is active already", name(), row_begin + row.there());
     }
     return "";
   };

@@ -123,7 +123,22 @@ void expect_forward_order(const Compressed& m) {
   }
 }
 
-TEST(Compress, ValuesComeInForwardOrder) {
+/// place[i]: canonical, of entry i row by row.
+template <class T>
+void expect_row_order(const Compressed& m, const EntryIndices& place) {
+  std::vector<T> forward(place.size()), expected(place.size());
+  for (std::size_t k = 0; k < place.size(); ++k) {
+    forward[k] = static_cast<T>(m.canonical[k] + 1);
+    expected[k] = static_cast<T>(place[k] + 1);
+  }
+  for (const int threads : {1, 2, 3}) {
+    std::vector<T> rows(place.size(), -7);
+    in_row_order(m, forward.data(), rows.data(), threads);
+    ASSERT_EQ(rows, expected) << threads;
+  }
+}
+
+TEST(Compress, ValuesComeInForwardAndInRowOrder) {
   std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
   shapes.push_back({6000, 40, 0.04});  // chunks that span several blocks of the backward side, or lie within one
   shapes.push_back({2300, 2300, 0.02});
@@ -134,6 +149,8 @@ TEST(Compress, ValuesComeInForwardOrder) {
         compress(s.rows, s.columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
     expect_forward_order<float>(m);
     expect_forward_order<double>(m);
+    expect_row_order<float>(m, place);
+    expect_row_order<double>(m, place);
     if (HasFailure()) return;
   }
   const ConvShape shapes_of_images[] = {{40, 24, {3, 3}, {2, 2}, {1, 1}}, {48, 32, {1, 1}}, {48, 32, {1, 1}, {2, 2}}};
@@ -142,6 +159,7 @@ TEST(Compress, ValuesComeInForwardOrder) {
     EntryIndices place;
     const Compressed m = compress(s, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
     expect_forward_order<float>(m);
+    expect_row_order<float>(m, place);
     if (HasFailure()) return;
   }
 }

@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <set>
+#include <string>
+
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
 #include "espalier/nn/sparse_linear.h"
@@ -278,6 +281,78 @@ TEST(CompressedWeight, WrongPositionsInLargeListsChangeNothingForAnyThreads) {
     EXPECT_EQ(s.stored_values().numel(), 100000);
   }
   at::set_num_threads(threads_before);
+}
+
+// Small rows and lists drawn at random, so that every way of being wrong comes up, beside sets.
+TEST(CompressedWeight, AnyListsGiveTheNewSetOrNameTheFirstWrongPosition) {
+  const std::int64_t n = 3 * 7;
+  const at::Tensor all = torch::arange(n, torch::kInt64);
+  int right = 0, absent = 0, present = 0;
+  for (std::uint64_t round = 0; round < 3000; ++round) {
+    RandomStream random(21, Purpose::test, round);
+    const auto drawn = [&](std::uint64_t most) {
+      return some(all, static_cast<std::int64_t>(random.below(most)), round + most);
+    };
+    const at::Tensor before = drawn(n + 1),
+                     drop =
+                         some(before,
+                              static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(before.numel()) + 1)),
+                              round);
+    const auto set = [](const at::Tensor& t) {
+      return std::set<std::int64_t>(t.data_ptr<std::int64_t>(), t.data_ptr<std::int64_t>() + t.numel());
+    };
+    // One list in three is drawn from everything.
+    const Rewiring change{
+        round % 3 == 1 ? drawn(4) : drop, round % 3 == 2 ? drawn(6) : some(drop, drop.numel() / 2, round), {}, {}};
+    std::set<std::int64_t> now = set(before);
+    std::string expected;
+    for (const std::int64_t p : set(change.drop))
+      if (now.erase(p) == 0 && expected.empty())
+        expected = "w: position " + std::to_string(p) + " to drop is not active";
+    for (const std::int64_t p : set(change.grow))
+      if (!now.insert(p).second && expected.empty())
+        expected = "w: position " + std::to_string(p) + " to grow is active already";
+    CompressedWeight s("w", {3, 7});
+    s.keep(before);
+    std::string found;
+    try {
+      s.rewire(change);
+    } catch (const Error& e) {
+      found = e.what();
+    }
+    // Rows are looked at one by one: where several are wrong, the first row's error is what is told.
+    ASSERT_EQ(found.empty(), expected.empty()) << round << ": " << found << "; " << expected;
+    ASSERT_EQ(set(s.active()), expected.empty() ? now : set(before)) << round;
+    const bool of_drop = found.find("to drop") != std::string::npos;
+    if (!found.empty()) {
+      const std::int64_t p = std::stoll(found.substr(found.find("position ") + 9));
+      EXPECT_EQ(set(of_drop ? change.drop : change.grow).count(p), 1u) << round;
+      EXPECT_EQ(set(before).count(p), of_drop ? 0u : 1u) << round;
+      EXPECT_TRUE(of_drop || set(change.drop).count(p) == 0) << round;
+    }
+    ++(found.empty() ? right : of_drop ? absent : present);
+  }
+  EXPECT_GT(std::min({right, absent, present}), 300) << right << ", " << absent << ", " << present;
+}
+
+TEST(CompressedWeight, EntriesAreThoseOfNowWhoeverWroteThem) {
+  CompressedWeight s("w", {300, 400});
+  s.keep(some(torch::arange(300 * 400, torch::kInt64), 30000, 1));
+  s.rewire({{}, {}, {}, {}});
+  const auto expect_now = [&] {
+    const auto [positions, weights] = s.entries();
+    EXPECT_TRUE(torch::equal(positions, s.active()));
+    EXPECT_TRUE(torch::equal(weights, s.to_dense().view({-1}).index_select(0, positions)));
+    EXPECT_TRUE(torch::equal(weights, s.weights()));
+    return weights;
+  };
+  {
+    const torch::NoGradGuard no_grad;
+    s.parameter().copy_(torch::arange(30000, torch::kFloat).sin());
+  }
+  const at::Tensor stale = expect_now();  // the forward copy is older
+  s.forward_values();
+  EXPECT_TRUE(torch::equal(expect_now(), stale));  // it is as new
 }
 
 TEST(CompressedWeight, DropsEverythingAndGrowsAgain) {

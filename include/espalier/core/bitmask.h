@@ -6,6 +6,14 @@
 
 namespace espalier {
 
+/// Ones of a word. Without the instruction for it, which not every x86-64 has, the compiler's own is a call.
+inline int count_ones(std::uint64_t word) {
+  word -= word >> 1 & 0x5555555555555555u;
+  word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
+  word = (word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int>(word * 0x0101010101010101u >> 56);
+}
+
 class BitMask {
  public:
   BitMask() = default;

@@ -143,6 +143,10 @@ void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, E
 template <class T>
 void in_forward_order(const Compressed& matrix, const T* values, T* forward, std::int64_t begin, std::int64_t end);
 
+/// Values in forward order as they come row by row, columns ascending. Both [nnz].
+template <class T>
+void in_row_order(const Compressed& matrix, const T* forward, T* values, int threads);
+
 /// f(row, column, k) for each entry k of the forward side.
 template <class F>
 void each_entry(const Compressed& matrix, const F& f) {

@@ -133,7 +133,9 @@ class CompressedWeight : public SparseWeight {
   bool in_phi() const {
     return parted() && (reparametrisation_.is_identity() || reparametrisation_.update() == Update::gradient);
   }
+  bool forward_is_fresh() const;
   at::Tensor row_major(const at::Tensor& canonical) const;
+  at::Tensor row_major_of_forward(const at::Tensor& forward) const;
   /// Row-major numbers of the entries whose canonical place the mask has.
   at::Tensor ranks(const BitMask& mask) const;
   /// The canonical places of these positions, all stored, as a mask.
