@@ -58,13 +58,17 @@ void to_plane(const T* channel, std::int64_t stride, int images, const ImagePlan
     T* next = at;
     std::int64_t next_x = x;
     for (int s = 0; s < kImageLanes; s += kLanes<T>) {
-      Vec<T> block[kLanes<T>] = {};
-      for (int i = 0; i < std::min(kLanes<T>, images - s); ++i) {
-        const T* const from = channel + (s + i) * stride + p;
-        if (n == kLanes<T>)
-          block[i] = load(from);
-        else
-          __builtin_memcpy(&block[i], from, static_cast<std::size_t>(n) * sizeof(T));
+      Vec<T> block[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) {
+        Vec<T> pixels_of_image{};
+        if (s + i < images) {
+          const T* const from = channel + (s + i) * stride + p;
+          if (n == kLanes<T>)
+            pixels_of_image = load(from);
+          else
+            __builtin_memcpy(&pixels_of_image, from, static_cast<std::size_t>(n) * sizeof(T));
+        }
+        block[i] = pixels_of_image;
       }
       transpose<T>(block);
       next = at;
@@ -86,7 +90,8 @@ void from_plane(const T* from, const ImagePlane& plane, T* channel, std::int64_t
     const T* next = at;
     std::int64_t next_x = x;
     for (int s = 0; s < images; s += kLanes<T>) {
-      Vec<T> block[kLanes<T>] = {};
+      Vec<T> block[kLanes<T>];
+      for (int i = n; i < kLanes<T>; ++i) block[i] = Vec<T>{};
       next = at;
       next_x = x;
       each_pixel(plane, next, next_x, n, [&](const T* pixel, int i) { block[i] = load(pixel + s); });

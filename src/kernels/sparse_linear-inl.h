@@ -295,9 +295,11 @@ template <class T>
 void row_sums(const T* dy, T* dbias, bool accumulate, int lanes, std::int64_t row_begin, std::int64_t row_end) {
   for (std::int64_t r = row_begin; r < row_end; r += kLanes<T>) {
     const int n = static_cast<int>(std::min<std::int64_t>(kLanes<T>, row_end - r));
-    Vec<T> partial[kLanes<T>] = {};
-    for (int i = 0; i < n; ++i) {
-      for (int v = 0; v < lanes; v += kLanes<T>) partial[i] += load(dy + (r + i) * lanes + v);
+    Vec<T> partial[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i) {
+      Vec<T> sum{};
+      for (int v = 0; i < n && v < lanes; v += kLanes<T>) sum += load(dy + (r + i) * lanes + v);
+      partial[i] = sum;
     }
     const Vec<T> sums = sums_of<T>(partial);
     for (int i = 0; i < n; ++i) dbias[r + i] = accumulate ? dbias[r + i] + sums[i] : sums[i];
@@ -317,45 +319,80 @@ void relu_gradient(const T* y, const T* dy, T* dz, T* dbias, bool accumulate, in
   }
 }
 
-template <class T>
-void to_tile(const T* rows, std::int64_t stride, int samples, T* tile, int lanes, std::int64_t begin,
-             std::int64_t end) {
-  for (std::int64_t f = begin; f < end; f += kLanes<T>) {
-    const auto features = static_cast<int>(std::min<std::int64_t>(kLanes<T>, end - f));
-    for (int s = 0; s < lanes; s += kLanes<T>) {
-      Vec<T> block[kLanes<T>] = {};
-      const int n = std::clamp(samples - s, 0, kLanes<T>);
-      for (int i = 0; i < n; ++i) {
-        const T* const from = rows + (s + i) * stride + f;
-        if (features == kLanes<T>)
-          block[i] = load(from);
-        else
-          __builtin_memcpy(&block[i], from, static_cast<std::size_t>(features) * sizeof(T));
+// A block of kLanes<T> rows and as many features, transposed. Where `whole`, all its loops are unrolled and it stays in
+// registers; else it has `samples` rows of `features`, and zeros where to_tile finds none.
+
+template <class T, bool whole>
+inline void block_to_tile(const T* rows, std::int64_t stride, int samples, int features, T* tile, int lanes) {
+  Vec<T> block[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if constexpr (whole) {
+      block[i] = load(rows + i * stride);
+    } else {
+      block[i] = Vec<T>{};
+      if (i < samples) __builtin_memcpy(&block[i], rows + i * stride, static_cast<std::size_t>(features) * sizeof(T));
+    }
+  }
+  transpose<T>(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (whole || i < features) store(tile + i * lanes, block[i]);
+}
+
+template <class T, bool whole>
+inline void block_from_tile(const T* tile, int lanes, T* rows, std::int64_t stride, int samples, int features) {
+  Vec<T> block[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) block[i] = whole || i < features ? load(tile + i * lanes) : Vec<T>{};
+  transpose<T>(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if constexpr (whole)
+      store(rows + i * stride, block[i]);
+    else if (i < samples)
+      __builtin_memcpy(rows + i * stride, &block[i], static_cast<std::size_t>(features) * sizeof(T));
+  }
+}
+
+/// f(first feature, number of features, first sample) for each block of `samples` and [begin, end). Some features at a
+/// time go through all samples: one vector at a time, rows come from as many pages as a tile has samples, half as fast.
+template <class T, class F>
+inline void each_block(int samples, std::int64_t begin, std::int64_t end, const F& f) {
+  constexpr std::int64_t kFeatures = 64;
+  for (std::int64_t part = begin; part < end; part += kFeatures) {
+    for (int s = 0; s < samples; s += kLanes<T>) {
+      for (std::int64_t i = part; i < std::min(end, part + kFeatures); i += kLanes<T>) {
+        f(i, static_cast<int>(std::min<std::int64_t>(kLanes<T>, end - i)), s);
       }
-      transpose<T>(block);
-      for (int i = 0; i < features; ++i) store(tile + (f + i) * lanes + s, block[i]);
     }
   }
 }
 
 template <class T>
+void to_tile(const T* rows, std::int64_t stride, int samples, T* tile, int lanes, std::int64_t begin,
+             std::int64_t end) {
+  each_block<T>(lanes, begin, end, [&](std::int64_t f, int features, int s) {
+    const T* const from = s < samples ? rows + s * stride + f : rows;
+    T* const to = tile + f * lanes + s;
+    if (features == kLanes<T> && s + kLanes<T> <= samples)
+      block_to_tile<T, true>(from, stride, kLanes<T>, features, to, lanes);
+    else
+      block_to_tile<T, false>(from, stride, samples - s, features, to, lanes);
+  });
+}
+
+template <class T>
 void from_tile(const T* tile, int lanes, T* rows, std::int64_t stride, int samples, std::int64_t begin,
                std::int64_t end) {
-  for (std::int64_t f = begin; f < end; f += kLanes<T>) {
-    const auto features = static_cast<int>(std::min<std::int64_t>(kLanes<T>, end - f));
-    for (int s = 0; s < samples; s += kLanes<T>) {
-      Vec<T> block[kLanes<T>] = {};
-      for (int i = 0; i < features; ++i) block[i] = load(tile + (f + i) * lanes + s);
-      transpose<T>(block);
-      for (int i = 0; i < std::min(kLanes<T>, samples - s); ++i) {
-        T* const to = rows + (s + i) * stride + f;
-        if (features == kLanes<T>)
-          store(to, block[i]);
-        else
-          __builtin_memcpy(to, &block[i], static_cast<std::size_t>(features) * sizeof(T));
-      }
-    }
-  }
+  each_block<T>(samples, begin, end, [&](std::int64_t f, int features, int s) {
+    const T* const from = tile + f * lanes + s;
+    T* const to = rows + s * stride + f;
+    if (features == kLanes<T> && s + kLanes<T> <= samples)
+      block_from_tile<T, true>(from, lanes, to, stride, kLanes<T>, features);
+    else
+      block_from_tile<T, false>(from, lanes, to, stride, samples - s, features);
+  });
 }
 
 template <class T>
