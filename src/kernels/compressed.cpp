@@ -368,10 +368,12 @@ void copy_and_ask(const T* values, const std::uint32_t* place, T* to, std::int64
                   Places next) {
   typedef T Few __attribute__((vector_size(16)));  // stored at once: single stores fill the queue of stores
   constexpr std::int64_t kFew = 16 / sizeof(T), kLine = 64 / sizeof(T);
+  constexpr std::int64_t kPage = 4096 / sizeof(*place);  // places come in order, but the CPU asks ahead in a page only
   const std::int64_t lines = (next.end - next.begin + kLine - 1) / kLine, steps = (end - begin) / kLine,
                      each = steps > 0 ? (lines + steps - 1) / steps : 0;
   std::int64_t j = begin, ask = next.begin;
   for (; j + kLine <= end; j += kLine) {
+    __builtin_prefetch(place + j + kPage, 0, 2);
     for (const std::int64_t until = std::min<std::int64_t>(next.end, ask + each * kLine); ask < until; ask += kLine) {
       __builtin_prefetch(values + ask, 0, 2);  // into L2: L1 has what is being copied
     }
