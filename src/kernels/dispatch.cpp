@@ -4,8 +4,27 @@
 
 #include "espalier/core/error.h"
 #include "kernels/tables.h"
+#if ESPALIER_X86
+#include <cpuid.h>
+#endif
 
 namespace espalier::kernels {
+
+bool halves_long_vectors() {
+#if ESPALIER_X86
+  static const bool halves = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0 || ebx != signature_AMD_ebx || ecx != signature_AMD_ecx)
+      return false;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0) return false;
+    const unsigned family = (eax >> 8 & 0xf) + (eax >> 20 & 0xff);
+    return family == 0x19;  // Zen 3, which has no such vectors, and Zen 4
+  }();
+  return halves;
+#else
+  return false;
+#endif
+}
 
 const std::vector<const Table*>& compiled() {
   static const std::vector<const Table*> tables = {

@@ -11,10 +11,14 @@ constexpr int kForwardVectors = kVectorBytes == 64 ? 4 : 8;
 constexpr int kBackwardVectors = kVectorBytes == 32 ? 8 : 4;
 /// Tiles that the backward product takes at once: inputs and sums of both in registers.
 constexpr int kBackwardTiles = kVectorBytes == 64 ? 2 : 1;
-/// Bytes of a block's tiles from which on they are asked for early, where dx is wanted and where it is not. With longer
-/// vectors smaller ones come in time, and asking takes the place of a load.
-constexpr std::int64_t kAskEarly = kVectorBytes == 64 ? 1 << 20 : 40 << 10;
-constexpr std::int64_t kAskEarlyForValues = kVectorBytes == 64 ? 2 << 20 : kAskEarly;
+/// Bytes of a block's tiles from which on they are asked for early. With longer vectors smaller ones come in time, and
+/// asking takes the place of a load; but where multiply-adds are the limit, as they are with dx on CPUs that halve such
+/// vectors, it always pays (docs/kernels.md).
+inline std::int64_t ask_early_from(bool input_gradient) {
+  if (kVectorBytes != 64) return 40 << 10;
+  if (!input_gradient) return 2 << 20;
+  return halves_long_vectors() ? 0 : 1 << 20;
+}
 /// Sums in registers at once: with fewer vectors a pass (small batches), several lines of a run go together, so that
 /// multiply-adds do not wait for one another.
 constexpr int kForwardSums = kForwardVectors;
@@ -279,8 +283,7 @@ void sparse_backward(const CompressedSide& side, const T* values, const T* x, co
         dx != nullptr ? run(std::true_type{}, ask_early) : run(std::false_type{}, ask_early);
       };
       const std::int64_t bytes = side.block * n * together * static_cast<std::int64_t>(sizeof(T));
-      bytes >= (dx != nullptr ? kAskEarly : kAskEarlyForValues) ? with_dx(std::true_type{})
-                                                                : with_dx(std::false_type{});
+      bytes >= ask_early_from(dx != nullptr) ? with_dx(std::true_type{}) : with_dx(std::false_type{});
     });
   };
   std::int64_t tile = 0;

@@ -5,6 +5,10 @@
 
 namespace espalier::kernels {
 
+/// Whether this CPU takes operations on 64 bytes as two halves (Zen 4), so that multiply-adds are what kernels wait
+/// for, and loads are to spare.
+bool halves_long_vectors();
+
 extern const Table k_scalar_table;
 #if ESPALIER_X86
 extern const Table k_avx2_table;
