@@ -242,8 +242,8 @@ std::vector<std::int64_t> random_subset(std::int64_t n, std::int64_t k, const Ra
   // one half those that are left out are drawn.
   const bool take_complement = k > n / 2;
   const std::int64_t wanted = take_complement ? n - k : k;
-  const bool bits_are_smaller = wanted >= n / 64;  // than a list of 64-bit numbers
-  if (!take_complement && !bits_are_smaller) return few_of(n, wanted, random, threads);
+  const bool bits_are_faster = wanted >= n / 96;  // and not much larger than a list of 64-bit numbers
+  if (!take_complement && !bits_are_faster) return few_of(n, wanted, random, threads);
   return marked(marks_of(n, wanted, random, threads), n, !take_complement, k, threads);
 }
 

@@ -507,31 +507,32 @@ std::vector<std::uint32_t> each_line_by_row(const Compressed& matrix, int thread
 
 }  // namespace
 
-void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads) {
-  const auto nnz = static_cast<std::size_t>(matrix.nnz());
-  if (list != nullptr) list->column.resize(nnz);
-  if (place != nullptr) place->resize(nnz);
-  const std::uint16_t* const inner = matrix.forward.inner_index.data();
-  const std::uint32_t* const canonical = matrix.canonical.data();
-  auto start = each_line_by_row(matrix, threads,
-                                [&](std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t first) {
-                                  if (list != nullptr) {
-                                    std::uint32_t* const column = list->column.data() + to;
-                                    for (std::uint32_t k = 0; k < n; ++k) column[k] = first + inner[entry + k];
-                                  }
-                                  if (place != nullptr) std::copy_n(canonical + entry, n, place->data() + to);
-                                });
-  if (list != nullptr) list->start = std::move(start);
-}
-
 template <class T>
 void in_row_order(const Compressed& matrix, const T* forward, T* values, int threads) {
-  each_line_by_row(matrix, threads, [&](std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t) {
+  each_line_by_row(matrix, threads, [=](std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t) {
     std::copy_n(forward + entry, n, values + to);
   });
 }
 template void in_row_order(const Compressed&, const float*, float*, int);
 template void in_row_order(const Compressed&, const double*, double*, int);
+
+void row_major(const Compressed& matrix, RowMajorList* list, EntryIndices* place, int threads) {
+  const auto nnz = static_cast<std::size_t>(matrix.nnz());
+  if (list != nullptr) {
+    list->column.resize(nnz);
+    list->start = each_line_by_row(matrix, threads,
+                                   [inner = matrix.forward.inner_index.data(), columns = list->column.data()](
+                                       std::uint32_t entry, std::uint32_t n, std::uint32_t to, std::uint32_t first) {
+                                     const std::uint16_t* const from = inner + entry;
+                                     std::uint32_t* const column = columns + to;
+                                     for (std::uint32_t k = 0; k < n; ++k) column[k] = first + from[k];
+                                   });
+  }
+  if (place != nullptr) {
+    place->resize(nnz);
+    in_row_order(matrix, matrix.canonical.data(), place->data(), threads);
+  }
+}
 
 void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, EntryIndices& place, int threads) {
   RowMajorList list;

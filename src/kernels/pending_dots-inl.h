@@ -23,8 +23,8 @@ class PendingDots {
   void finish(std::uint32_t end) {
     while (end - begin_ - summed_ >= kLanes<T>) flush();
     const std::uint32_t rest = end - begin_ - summed_;
-    Vec<T> group[kLanes<T>];
-    for (std::uint32_t j = 0; j < kLanes<T>; ++j) group[j] = j < rest ? dots_[(summed_ + j) % kSlots] : Vec<T>{};
+    Vec<T> group[kLanes<T>] = {};
+    for (std::uint32_t j = 0; j < rest; ++j) group[j] = dots_[(summed_ + j) % kSlots];
     const Vec<T> sums = sums_of<T>(group);
     for (std::uint32_t j = 0; j < rest; ++j) to_[j] = accumulate_ ? to_[j] + sums[j] : sums[j];
   }

@@ -12,7 +12,7 @@ struct Kind {
   const char* key;   ///< of Run::curves
 };
 
-/// Training and validation in one frame: solid and dashed. Behind them the single steps, where there is one group.
+/// Training and validation in one frame: solid and dashed, where there are both. Behind them the single steps, where there is one group.
 void add_pair(const Material& material, const std::string& id, const std::string& title, const std::string& y_format,
               const std::vector<Kind>& kinds, const char* faint, std::vector<Figure>& figures) {
   constexpr std::size_t kPoints = 4000;
@@ -85,7 +85,7 @@ void add_curve_figures(const Material& material, std::vector<Figure>& figures) {
   add_pair(material, "loss", "Loss", "", {{"training", "epoch.train_loss"}, {"validation", "eval.validation.loss"}},
            "step.loss", figures);
   add_pair(material, "accuracy", "Accuracy", "~%",
-           {{"validation", "eval.validation.accuracy"}, {"training", "epoch.train_accuracy"}}, nullptr, figures);
+           {{"training", "epoch.train_accuracy"}, {"validation", "eval.validation.accuracy"}}, nullptr, figures);
   const auto add = [&](std::optional<Figure> figure) {
     if (figure) figures.push_back(std::move(*figure));
   };

@@ -52,6 +52,17 @@ TEST_F(Figures, AppearWhereThereIsData) {
     EXPECT_EQ(find(figures, id), nullptr) << id;
 }
 
+TEST_F(Figures, TrainingIsSolidAndValidationDashedWhereverBothAre) {
+  write_run("a", 1, 0.9);
+  const auto figures = figures_of({"a"});
+  for (const char* id : {"loss", "accuracy"}) {
+    const auto& strokes = find(figures, id)->strokes;
+    ASSERT_GE(strokes.size(), 2u) << id;
+    EXPECT_EQ(strokes[0], std::make_pair(std::string("training"), std::string("solid"))) << id;
+    EXPECT_EQ(strokes[1], std::make_pair(std::string("validation"), std::string("dashed"))) << id;
+  }
+}
+
 TEST_F(Figures, TimeIsInEpochsIfAllRunsTellThem) {
   write_run("a", 1, 0.9);
   const Json row = find(figures_of({"a"}), "learning-rate")->panels[0].rows[3];
