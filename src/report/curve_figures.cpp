@@ -12,7 +12,8 @@ struct Kind {
   const char* key;   ///< of Run::curves
 };
 
-/// Training and validation in one frame: solid and dashed, where there are both. Behind them the single steps, where there is one group.
+/// Training and validation in one frame: solid and dashed, where there are both. Behind them the single steps, where
+/// there is one group.
 void add_pair(const Material& material, const std::string& id, const std::string& title, const std::string& y_format,
               const std::vector<Kind>& kinds, const char* faint, std::vector<Figure>& figures) {
   constexpr std::size_t kPoints = 4000;
