@@ -92,7 +92,7 @@ std::vector<Row> bench_linear_kernels(const LinearCase& c, double seconds, std::
   at::Tensor y = torch::empty({out.numel()}), dx = torch::empty({in.numel()}), dvalues = torch::empty_like(values),
              no_bias;
 
-  const auto forward = [&] { ops::linear_forward(*matrix, in, forward_values, {}, xt, y); };
+  const auto forward = [&] { ops::linear_forward(*matrix, in, {}, forward_values, {}, xt, y); };
   const auto backward = [&] { ops::linear_backward(*matrix, in, values, xt, dyt, dx, dvalues, no_bias); };
   forward();
   backward();

@@ -343,11 +343,12 @@ std::uint32_t near_column(const CompressedSide& side, std::int64_t block, std::i
 /// and about where they are.
 class FirstTaken {
  public:
-  FirstTaken(const Compressed& matrix, std::int64_t b, std::int64_t c) : side_(matrix.backward) {
+  /// first: nobody has taken of segment (b, c - 1).
+  FirstTaken(const Compressed& matrix, std::int64_t b, std::int64_t c, bool first) : side_(matrix.backward) {
     const CompressedSide& forward = matrix.forward;
     const std::int64_t row = c * forward.chunk, last = std::min(forward.outer, row + forward.chunk) - 1;
-    // Segment (b, c - 1) has taken of the block in which this one begins.
-    first_ = (c == 0 ? row : row + side_.block - 1) / side_.block;
+    // Else it has taken of the block in which this one begins.
+    first_ = (first ? row : row + side_.block - 1) / side_.block;
     pieces_ = std::max<std::int64_t>(0, last / side_.block + 1 - first_);
     column_ = b * forward.block;
     columns_ = std::min(forward.block, forward.inner - column_);
@@ -396,27 +397,36 @@ void copy_and_ask(const T* values, const std::uint32_t* place, T* to, std::int64
 /// is copied: 0.6 to 0.7 times the time in 4096x4096 at 90 and 95 % (docs/kernels.md). Hardware gathers would take
 /// another tenth or two less, but are slow on CPUs whose microcode keeps them from leaking.
 template <class T>
+void take_values(const Compressed& matrix, const T* values, T* taken, std::int64_t begin, std::int64_t end,
+                 std::int64_t next, bool first) {
+  const std::uint32_t* const place = matrix.canonical.data();
+  T* const to = taken - begin;
+  const bool lines_are_columns = matrix.backward.outer == matrix.columns;  // not so in most convolutions
+  if (next < 0 || !lines_are_columns) return copy_and_ask(values, place, to, begin, end, {0, 0});
+  const std::int64_t chunks = matrix.forward.chunks(), entries = end - begin;
+  const FirstTaken asked(matrix, next / chunks, next % chunks, first);
+  if (asked.pieces() == 0) return copy_and_ask(values, place, to, begin, end, {0, 0});
+  for (std::int64_t k = 0; k < asked.pieces(); ++k) {
+    copy_and_ask(values, place, to, begin + entries * k / asked.pieces(), begin + entries * (k + 1) / asked.pieces(),
+                 asked.piece(k));
+  }
+}
+
+template <class T>
 void in_forward_order(const Compressed& matrix, const T* values, T* forward, std::int64_t begin, std::int64_t end) {
   const CompressedSide& side = matrix.forward;
-  const std::uint32_t* const place = matrix.canonical.data();
-  const bool lines_are_columns = matrix.backward.outer == matrix.columns;  // not so in most convolutions
   const auto after = std::upper_bound(side.segments.begin(), side.segments.end(), begin,
                                       [](std::int64_t at, const CompressedSide::Segment& s) { return at < s.entry; });
   std::int64_t segment = after - side.segments.begin() - 1;
   while (begin < end) {
     const std::int64_t next = segment + 1, last = std::min<std::int64_t>(end, side.segments[next].entry);
-    const bool ask = lines_are_columns && last < end;
-    const FirstTaken taken(matrix, ask ? next / side.chunks() : 0, ask ? next % side.chunks() : 0);
-    const std::int64_t parts = ask ? taken.pieces() : 0, entries = last - begin;
-    for (std::int64_t k = 0; k < parts; ++k) {
-      copy_and_ask(values, place, forward, begin + entries * k / parts, begin + entries * (k + 1) / parts,
-                   taken.piece(k));
-    }
-    if (parts == 0) copy_and_ask(values, place, forward, begin, last, {0, 0});
+    take_values(matrix, values, forward + begin, begin, last, last < end ? next : -1, next % side.chunks() == 0);
     begin = last;
     segment = next;
   }
 }
+template void take_values(const Compressed&, const float*, float*, std::int64_t, std::int64_t, std::int64_t, bool);
+template void take_values(const Compressed&, const double*, double*, std::int64_t, std::int64_t, std::int64_t, bool);
 template void in_forward_order(const Compressed&, const float*, float*, std::int64_t, std::int64_t);
 template void in_forward_order(const Compressed&, const double*, double*, std::int64_t, std::int64_t);
 

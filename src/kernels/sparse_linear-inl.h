@@ -123,17 +123,18 @@ template <class T, std::int64_t lanes, int vectors, int rows, int ways>
 }
 
 template <class T, std::int64_t lanes, int vectors>
-[[gnu::noinline]] void forward_strip(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y,
-                                     bool relu, std::int64_t chunk_begin, std::int64_t chunk_end) {
+[[gnu::noinline]] void forward_strip(const CompressedSide& side, const SidePart& part, const T* values, const T* bias,
+                                     const T* x, T* y, bool relu) {
   constexpr int together = std::max(1, kForwardSums / vectors);
-  for (std::int64_t block = 0; block < side.blocks(); ++block) {
+  const std::uint32_t first_entry = side.segment(part.block_begin, part.chunk_begin)->entry;
+  for (std::int64_t block = part.block_begin; block < part.block_end; ++block) {
     const T* const xb = x + block * side.block * lanes;
     const bool ends_in_relu = relu && block + 1 == side.blocks();
-    for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+    for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
       const CompressedSide::Segment* segment = side.segment(block, chunk);
       const std::uint16_t* row = side.outer_index.data() + segment->line;
       const std::uint16_t* column = side.inner_index.data() + segment->entry;
-      const T* value = values + segment->entry;
+      const T* value = values + (segment->entry - first_entry);
       const std::int64_t first = chunk * side.chunk;
       const T* const b = bias != nullptr ? bias + first : nullptr;
       for (std::uint32_t r = segment->run; r < segment[1].run; ++r) {
@@ -163,11 +164,11 @@ template <class T, std::int64_t lanes, int vectors>
 }
 
 template <class T>
-void sparse_forward(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, bool relu, int lanes,
-                    std::int64_t chunk_begin, std::int64_t chunk_end) {
+void sparse_forward(const CompressedSide& side, const SidePart& part, const T* values, const T* bias, const T* x, T* y,
+                    bool relu, int lanes) {
   with_lanes(lanes, [&](auto n) {
     each_strip<T, n, kForwardVectors>([&](auto vectors, int first) {
-      forward_strip<T, n, vectors>(side, values, bias, x + first, y + first, relu, chunk_begin, chunk_end);
+      forward_strip<T, n, vectors>(side, part, values, bias, x + first, y + first, relu);
     });
   });
 }

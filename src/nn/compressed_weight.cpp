@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -60,6 +61,29 @@ at::Tensor gathered(const at::Tensor& values, const kernels::EntryIndices& from)
     }
   });
   return out;
+}
+
+/// Of the bits of the values and where they stand: others give another one, but for one case in 2^64.
+std::uint64_t fingerprint(const at::Tensor& values) {
+  const auto words = static_cast<std::int64_t>(values.nbytes() / sizeof(std::uint64_t));
+  const auto* data = static_cast<const unsigned char*>(values.data_ptr());
+  const auto mixed = [](std::uint64_t word, std::uint64_t at) {
+    word = (word ^ (at * 0x9e3779b97f4a7c15u)) * 0xff51afd7ed558ccdu;
+    return (word ^ (word >> 32)) * 0xc4ceb9fe1a85ec53u;
+  };
+  std::atomic<std::uint64_t> sum{0};
+  at::parallel_for(0, words, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::uint64_t part = 0, word;
+    for (std::int64_t i = begin; i < end; ++i) {
+      std::memcpy(&word, data + i * static_cast<std::int64_t>(sizeof word), sizeof word);
+      part += mixed(word, static_cast<std::uint64_t>(i));
+    }
+    sum += part;
+  });
+  std::uint64_t rest = 0;
+  const auto whole = static_cast<std::size_t>(words) * sizeof rest;
+  if (values.nbytes() > whole) std::memcpy(&rest, data + whole, values.nbytes() - whole);
+  return sum + mixed(rest, static_cast<std::uint64_t>(words));
 }
 
 /// A row of a weight, and what a rewiring makes of it.
@@ -154,6 +178,7 @@ CompressedWeight::CompressedWeight(std::string name, std::vector<std::int64_t> s
   rows_ = this->shape()[0];
   columns_ = numel() / rows_;
   values_ = torch::empty({0}, type).set_requires_grad(true);
+  values_.register_hook([has = has_gradient_](const at::Tensor&) { *has = true; });
   phi_ = values_;
 }
 
@@ -213,7 +238,7 @@ void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const 
   phi_.set_data(phi);
   if (w.defined()) values_.set_data(w);
   frozen_ = power_ = forward_values_ = at::Tensor();
-  forward_version_ = -1;
+  forward_is_stale();
 }
 
 void CompressedWeight::set_entries(kernels::RowMajorList entries, const at::Tensor& phi) {
@@ -258,15 +283,41 @@ std::shared_ptr<const kernels::Compressed> CompressedWeight::matrix() {
   return matrix_;
 }
 
-const at::Tensor& CompressedWeight::forward_values() {
+at::Tensor CompressedWeight::forward_values() {
   materialise();
-  // An optimiser or a user may have written to the values since.
+  const std::lock_guard<std::mutex> lock(forward_mutex_);
   if (!forward_is_fresh()) refresh();
   return forward_values_;
 }
 
-bool CompressedWeight::forward_is_fresh() const {
-  return forward_version_ == static_cast<std::int64_t>(values_._version());
+at::Tensor CompressedWeight::forward_values_if_reused() {
+  materialise();
+  const std::lock_guard<std::mutex> lock(forward_mutex_);
+  const auto version = static_cast<std::int64_t>(values_._version());
+  if (*has_gradient_) {
+    forward_values_ = at::Tensor();
+    forward_is_stale();
+  } else if (!forward_is_fresh()) {
+    if (used_version_ == version) {
+      refresh();
+    } else {
+      used_version_ = version;
+      forward_values_ = at::Tensor();
+    }
+  }
+  return forward_values_;
+}
+
+void CompressedWeight::forward_is_stale() { forward_version_ = used_version_ = -1; }
+
+void CompressedWeight::gradient_is_used() {
+  forward_is_stale();
+  *has_gradient_ = false;
+}
+
+bool CompressedWeight::forward_is_fresh() const {  // an optimiser or a user may have written to the values since
+  if (forward_version_ != static_cast<std::int64_t>(values_._version())) return false;
+  return !*has_gradient_ || forward_fingerprint_ == fingerprint(values_);
 }
 
 void CompressedWeight::refresh() {
@@ -276,6 +327,8 @@ void CompressedWeight::refresh() {
   }
   ops::refresh_forward(*matrix_, values_, forward_values_);
   forward_version_ = static_cast<std::int64_t>(values_._version());
+  forward_fingerprint_ = std::nullopt;
+  if (*has_gradient_) forward_fingerprint_ = fingerprint(values_);
 }
 
 void CompressedWeight::push() {
@@ -287,7 +340,7 @@ void CompressedWeight::push() {
     }
     ops::power_push(phi_, forward_, reparametrisation_.alpha(), values_, power_);
   }
-  refresh();
+  forward_is_stale();
 }
 
 std::int64_t CompressedWeight::nnz() const { return is_virgin() ? numel() : forward_.count(); }
@@ -475,8 +528,8 @@ void CompressedWeight::rewire(const Rewiring& change) {
   {
     kernels::EntryIndices from, place;
     kernels::RowMajorList entries = rewired(drop, grow, from);
-    forward_values_ = at::Tensor();  // made again below, or when asked for
-    forward_version_ = -1;
+    forward_values_ = at::Tensor();  // made again when it is asked for
+    forward_is_stale();
     matrix = compress(entries, place);
     entries = {};
     now.carried.resize(from.size());
@@ -618,7 +671,7 @@ std::optional<SparseWeight::OnePass> CompressedWeight::one_pass() {
 
 void CompressedWeight::one_pass_done() {
   values_.mutable_grad() = at::Tensor();
-  refresh();
+  gradient_is_used();
 }
 
 at::Tensor CompressedWeight::change_alpha(double alpha) {
@@ -643,11 +696,11 @@ void CompressedWeight::settle() {
   if (is_virgin()) return;
   if (parted() && !in_phi()) {
     ops::power_target(phi_, forward_, backward_, reparametrisation_.alpha(), values_);
-    refresh();
-    return;
+  } else {
+    thaw();
+    push();
   }
-  thaw();
-  push();
+  gradient_is_used();
 }
 
 void CompressedWeight::shrink(double factor) {

@@ -53,8 +53,13 @@ Activation SparseLinearImpl::forward(const Activation& x, const ops::BesideRelu&
       }
     };
   }
-  at::Tensor y = ops::sparse_linear(in.data(), layout, matrix, weight()->stored_values(), weight()->forward_values(),
-                                    bias, relu, std::move(observer));
+  // In training the values change before they are used again.
+  const bool may_change = torch::GradMode::is_enabled() && weight()->stored_values().requires_grad();
+  const at::Tensor forward_values = may_change && ops::takes_values(*matrix, layout)
+                                        ? weight()->forward_values_if_reused()
+                                        : weight()->forward_values();
+  at::Tensor y = ops::sparse_linear(in.data(), layout, matrix, weight()->stored_values(), forward_values, bias, relu,
+                                    std::move(observer));
   return {std::move(y), ops::TileLayout{layout.samples, out_features()}};
 }
 

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "espalier/core/error.h"
 #include "espalier/kernels/dispatch.h"
@@ -54,9 +55,76 @@ void forward(const Compressed& m, const TileLayout& in, const T* values, const T
   each_part(parts, [&](std::int64_t p) {
     const std::int64_t begin = begin_of(p), end = p + 1 == parts ? tiles * chunks : begin_of(p + 1);
     for (std::int64_t t = begin / chunks; t * chunks < end; ++t) {
-      k.forward(side, values, bias, x + in.offset(t), y + t * kernels::kTileLanes * m.rows, relu, in.lanes(t),
-                std::max<std::int64_t>(0, begin - t * chunks), std::min(chunks, end - t * chunks));
+      const kernels::SidePart part{0, side.blocks(), std::max<std::int64_t>(0, begin - t * chunks),
+                                   std::min(chunks, end - t * chunks)};
+      k.forward(side, part, values + side.segment(0, part.chunk_begin)->entry, bias, x + in.offset(t),
+                y + t * kernels::kTileLanes * m.rows, relu, in.lanes(t));
     }
+  });
+}
+
+/// What a thread has of a product: all blocks of these chunks on these tiles.
+struct Share {
+  std::int64_t chunk_begin, chunk_end, tile_begin, tile_end;
+};
+
+/// The same from values in canonical order. Some chunks of a block at a time have theirs taken, and then go through all
+/// tiles.
+template <class T>
+void forward_taking(const Compressed& m, const TileLayout& in, const T* values, const T* bias, const T* x, T* y,
+                    bool relu, const Share& share) {
+  if (share.chunk_begin >= share.chunk_end || share.tile_begin >= share.tile_end) return;
+  constexpr std::int64_t kTaken = 4096;  // entries at a time; 8,192 and more take 1 to 3 % of a step longer
+  const auto& k = kernels::active().sparse_linear<T>();
+  const CompressedSide& side = m.forward;
+  kernels::SidePart part{0, 1, share.chunk_begin, 0};
+  std::vector<T, kernels::Unfilled<T>> taken;
+  while (part.block_begin < side.blocks()) {
+    const std::int64_t begin = side.segment(part.block_begin, part.chunk_begin)->entry;
+    part.chunk_end = part.chunk_begin + 1;
+    while (part.chunk_end < share.chunk_end &&
+           side.segment(part.block_begin, part.chunk_end)[1].entry - begin <= kTaken)
+      ++part.chunk_end;
+    const std::int64_t end = side.segment(part.block_begin, part.chunk_end - 1)[1].entry;
+    kernels::SidePart next{part.block_begin, part.block_end, part.chunk_end, 0};
+    if (part.chunk_end == share.chunk_end) next = {part.block_begin + 1, part.block_end + 1, share.chunk_begin, 0};
+    const bool is_last = next.block_begin == side.blocks();
+    if (static_cast<std::int64_t>(taken.size()) < end - begin) taken.resize(static_cast<std::size_t>(end - begin));
+    kernels::take_values(m, values, taken.data(), begin, end,
+                         is_last ? -1 : next.block_begin * side.chunks() + next.chunk_begin,
+                         next.chunk_begin == share.chunk_begin);
+    for (std::int64_t t = share.tile_begin; t < share.tile_end; ++t) {
+      k.forward(side, part, taken.data(), bias, x + in.offset(t), y + t * kernels::kTileLanes * m.rows, relu,
+                in.lanes(t));
+    }
+    part = next;
+  }
+}
+
+template <class T>
+void forward_taking(const Compressed& m, const TileLayout& in, const T* values, const T* bias, const T* x, T* y,
+                    bool relu) {
+  const CompressedSide& side = m.forward;
+  const std::int64_t tiles = in.tiles();
+  const int parts = threads_for(side.work.back(), in.numel() / std::max<std::int64_t>(1, in.features));
+  // A share's begin: the tile of a chunk that is nearest to it, chunks one after the other.
+  const auto begin_of = [&](std::int64_t part) {
+    const double at = static_cast<double>(side.work.back()) * static_cast<double>(part) / parts;
+    const auto after = std::upper_bound(side.work.begin() + 1, side.work.end() - 1, static_cast<std::int64_t>(at));
+    const auto before = static_cast<double>(after[-1]);
+    const double inside = (at - before) / std::max(1.0, static_cast<double>(*after) - before);
+    return (after - 1 - side.work.begin()) * tiles +
+           static_cast<std::int64_t>(std::min(1.0, inside) * static_cast<double>(tiles) + 0.5);
+  };
+  each_part(parts, [&](std::int64_t p) {
+    const std::int64_t begin = begin_of(p), end = p + 1 == parts ? side.chunks() * tiles : begin_of(p + 1);
+    const std::int64_t first = begin / tiles, last = end / tiles;
+    const auto go = [&](const Share& share) { forward_taking(m, in, values, bias, x, y, relu, share); };
+    if (first == last) return go({first, first + 1, begin % tiles, end % tiles});
+    const std::int64_t whole = begin % tiles == 0 ? first : first + 1;
+    go({first, whole, begin % tiles, tiles});
+    go({whole, last, 0, tiles});
+    if (end % tiles != 0) go({last, last + 1, 0, end % tiles});
   });
 }
 
@@ -123,13 +191,14 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& values,
                             const c10::optional<at::Tensor>& given_bias, const TileLayout& layout,
-                            const std::shared_ptr<const Compressed>& matrix, const at::Tensor& forward_values,
-                            const BesideRelu& relu, const BackwardObserver& observer) {
-    const at::Tensor bias = given_bias.value_or(at::Tensor());
+                            const std::shared_ptr<const Compressed>& matrix,
+                            const c10::optional<at::Tensor>& given_forward, const BesideRelu& relu,
+                            const BackwardObserver& observer) {
+    const at::Tensor bias = given_bias.value_or(at::Tensor()), forward_values = given_forward.value_or(at::Tensor());
     const TileLayout out{layout.samples, matrix->rows};
     const at::Tensor in = x.contiguous();
     at::Tensor y = at::empty({out.numel()}, x.options());
-    linear_forward(*matrix, layout, forward_values, bias, in, y, relu.behind);
+    linear_forward(*matrix, layout, values, forward_values, bias, in, y, relu.behind);
     ctx->save_for_backward({in, values, bias, held(matrix), relu.behind && !relu.masked_behind ? y : at::Tensor()});
     ctx->saved_data["samples"] = layout.samples;
     ctx->saved_data["of_relu"] = relu.before;
@@ -181,12 +250,23 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
 
 }  // namespace
 
-void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward_values,
-                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y, bool relu) {
+bool takes_values(const Compressed& matrix, const TileLayout& layout) {
+  constexpr std::int64_t kEntries = std::int64_t{1} << 18;  // whose values, a megabyte, stay in L2
+  constexpr std::int64_t kTiles = 4;                        // whose blocks of x do
+  return matrix.nnz() >= kEntries && layout.samples > 0 && layout.tiles() <= kTiles;
+}
+
+void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values,
+                    const at::Tensor& forward_values, const at::Tensor& bias, const at::Tensor& x, at::Tensor& y,
+                    bool relu) {
   with_type(x, [&](auto zero) {
     using T = decltype(zero);
-    forward<T>(matrix, layout, forward_values.data_ptr<T>(), bias.defined() ? bias.data_ptr<T>() : nullptr,
-               x.data_ptr<T>(), y.data_ptr<T>(), relu);
+    const T* const b = bias.defined() ? bias.data_ptr<T>() : nullptr;
+    if (layout.samples == 0) return;
+    if (forward_values.defined())
+      forward<T>(matrix, layout, forward_values.data_ptr<T>(), b, x.data_ptr<T>(), y.data_ptr<T>(), relu);
+    else
+      forward_taking<T>(matrix, layout, values.data_ptr<T>(), b, x.data_ptr<T>(), y.data_ptr<T>(), relu);
   });
 }
 
@@ -256,10 +336,11 @@ at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::sha
                  "sparse linear layer: the input is {}, the weight {}; convert one of them",
                  c10::toString(x.scalar_type()), c10::toString(values.scalar_type()));
   check_bias(bias, x, matrix->rows, kSparseLinear);
-  ESPALIER_ASSERT(values.numel() == matrix->nnz() && forward.numel() == matrix->nnz());
+  ESPALIER_ASSERT(values.numel() == matrix->nnz() && values.is_contiguous());
+  ESPALIER_ASSERT(!forward.defined() || forward.numel() == matrix->nnz());
   // An undefined tensor cannot be an input of a function of autograd; an empty optional can.
-  const auto optional_bias = bias.defined() ? c10::optional<at::Tensor>(bias) : c10::nullopt;
-  return SparseLinear::apply(x, values, optional_bias, layout, matrix, forward, relu, observer);
+  const auto optional = [](const at::Tensor& t) { return t.defined() ? c10::optional<at::Tensor>(t) : c10::nullopt; };
+  return SparseLinear::apply(x, values, optional(bias), layout, matrix, optional(forward), relu, observer);
 }
 
 }  // namespace espalier::ops

@@ -123,6 +123,31 @@ void expect_forward_order(const Compressed& m) {
   }
 }
 
+/// Values of `together` chunks of a block at a time are those of forward order, whatever is asked for.
+template <class T>
+void expect_taken(const Compressed& m, std::int64_t together) {
+  const CompressedSide& side = m.forward;
+  std::vector<T> values(static_cast<std::size_t>(m.nnz()));
+  for (std::size_t k = 0; k < values.size(); ++k) values[k] = static_cast<T>(k + 1);
+  const std::int64_t last_segment = side.blocks() * side.chunks() - 1;
+  for (std::int64_t b = 0; b < side.blocks(); ++b) {
+    for (std::int64_t c = 0; c < side.chunks(); c += together) {
+      const std::int64_t begin = side.segment(b, c)->entry,
+                         last = b * side.chunks() + std::min(c + together, side.chunks()) - 1,
+                         end = side.segments[static_cast<std::size_t>(last + 1)].entry;
+      for (const bool first : {false, true}) {
+        std::vector<T> taken(static_cast<std::size_t>(end - begin) + 1, -7);
+        take_values(m, values.data(), taken.data(), begin, end, last < last_segment ? last + 1 : -1, first);
+        for (std::int64_t j = begin; j < end; ++j) {
+          ASSERT_EQ(taken[static_cast<std::size_t>(j - begin)], values[m.canonical[static_cast<std::size_t>(j)]])
+              << j << " of block " << b << ", chunk " << c;
+        }
+        ASSERT_EQ(taken.back(), -7) << "written behind the end of block " << b << ", chunk " << c;
+      }
+    }
+  }
+}
+
 /// place[i]: canonical, of entry i row by row.
 template <class T>
 void expect_row_order(const Compressed& m, const EntryIndices& place) {
@@ -149,6 +174,10 @@ TEST(Compress, ValuesComeInForwardAndInRowOrder) {
         compress(s.rows, s.columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
     expect_forward_order<float>(m);
     expect_forward_order<double>(m);
+    for (const std::int64_t together : {1, 3}) {
+      expect_taken<float>(m, together);
+      expect_taken<double>(m, together);
+    }
     expect_row_order<float>(m, place);
     expect_row_order<double>(m, place);
     if (HasFailure()) return;
@@ -159,6 +188,7 @@ TEST(Compress, ValuesComeInForwardAndInRowOrder) {
     EntryIndices place;
     const Compressed m = compress(s, positions.data(), static_cast<std::int64_t>(positions.size()), place, 2);
     expect_forward_order<float>(m);
+    expect_taken<float>(m, 1);
     expect_row_order<float>(m, place);
     if (HasFailure()) return;
   }
@@ -187,10 +217,11 @@ struct Problem {
     dvalues.assign(values.size(), T(99));
   }
 
+  SidePart whole() const { return {0, matrix.forward.blocks(), 0, matrix.forward.chunks()}; }
+
   void run(const Table& table) {
     const auto& k = table.sparse_linear<T>();
-    k.forward(matrix.forward, forward_values.data(), bias.data(), x.data(), y.data(), false, lanes, 0,
-              matrix.forward.chunks());
+    k.forward(matrix.forward, whole(), forward_values.data(), bias.data(), x.data(), y.data(), false, lanes);
     k.backward(matrix.backward, values.data(), x.data(), dy.data(), dx.data(), dvalues.data(), false, false, 1, lanes,
                0, matrix.backward.chunks());
   }
@@ -294,8 +325,8 @@ TYPED_TEST(SparseLinear, AnySplitIntoChunksGivesTheSameBits) {
       const auto& f = split.matrix.forward;
       const auto& b = split.matrix.backward;
       for (std::int64_t c = f.chunks(); c-- > 0;) {
-        k.forward(f, split.forward_values.data(), split.bias.data(), split.x.data(), split.y.data(), false, 64, c,
-                  c + 1);
+        k.forward(f, {0, f.blocks(), c, c + 1}, split.forward_values.data() + f.segment(0, c)->entry, split.bias.data(),
+                  split.x.data(), split.y.data(), false, 64);
       }
       for (std::int64_t c = b.chunks(); c-- > 0;) {
         k.backward(b, split.values.data(), split.x.data(), split.dy.data(), split.dx.data(), split.dvalues.data(),
@@ -376,8 +407,8 @@ TYPED_TEST(SparseLinear, ReluIsThatOfTheProductAndItsGradient) {
         p.x[0] = std::numeric_limits<T>::quiet_NaN();
         p.run(*table);
         std::vector<T> y(p.y.size(), T(99));
-        k.forward(p.matrix.forward, p.forward_values.data(), p.bias.data(), p.x.data(), y.data(), true, lanes, 0,
-                  p.matrix.forward.chunks());
+        k.forward(p.matrix.forward, p.whole(), p.forward_values.data(), p.bias.data(), p.x.data(), y.data(), true,
+                  lanes);
         for (std::size_t i = 0; i < y.size(); ++i) {
           if (std::isnan(p.y[i]))
             ASSERT_TRUE(std::isnan(y[i])) << table->isa;

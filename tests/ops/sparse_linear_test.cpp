@@ -80,6 +80,46 @@ TEST(SparseLinear, TheGradientBetweenTwoLayersIsFormedInTheOneBehind) {
   EXPECT_TRUE(first.values.grad().equal(torch::tensor({4.0F, 86.0F, 12.0F})));
 }
 
+// Shares of threads end at tiles within chunks (of which 40 rows have two), columns make several blocks or one.
+TEST(SparseLinear, ValuesTakenAsTheProductGoesGiveTheSameBits) {
+  const int threads = at::get_num_threads();
+  struct Case {
+    std::int64_t rows, columns;
+    double density;
+  };
+  for (const Case& c : {Case{300, 700, 0.1}, Case{40, 1500, 0.3}, Case{1000, 90, 0.5}, Case{900, 2100, 0.02},
+                        Case{2100, 900, 0.005}, Case{1, 33, 1}, Case{50, 60, 0}}) {
+    for (const auto type : {torch::kFloat, torch::kDouble}) {
+      torch::manual_seed(1);
+      const Tensor positions = (torch::rand({c.rows * c.columns}) < c.density).nonzero().view({-1});
+      kernels::EntryIndices place;
+      const auto matrix =
+          kernels::compress(c.rows, c.columns, positions.data_ptr<std::int64_t>(), positions.numel(), place, 2);
+      const Tensor values = torch::randn({positions.numel()}, type), bias = torch::randn({c.rows}, type);
+      Tensor forward = torch::empty_like(values);
+      refresh_forward(matrix, values, forward);
+      for (const std::int64_t samples : {1, 64, 100, 250, 400}) {
+        const TileLayout layout{samples, c.columns}, out{samples, c.rows};
+        const Tensor x = to_tiles(torch::randn({samples, c.columns}, type));
+        for (const bool relu : {false, true}) {
+          const Tensor b = relu ? Tensor() : bias;
+          Tensor y = torch::empty({out.numel()}, type);
+          linear_forward(matrix, layout, values, forward, b, x, y, relu);
+          for (const int n : {1, 2, 3, 7}) {
+            at::set_num_threads(n);
+            Tensor taken = torch::full({out.numel()}, 99, type);
+            linear_forward(matrix, layout, values, {}, b, x, taken, relu);
+            EXPECT_TRUE(taken.equal(y)) << c.rows << "x" << c.columns << ", " << samples << " samples, " << n
+                                        << " threads";
+          }
+          at::set_num_threads(threads);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 TEST(SparseLinear, ReluOfNoSamplesHasNoGradient) {
   const Layer layer;
   const Tensor bias = torch::ones({2}).set_requires_grad(true);

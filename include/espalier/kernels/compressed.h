@@ -72,6 +72,11 @@ struct CompressedSide {
   }
 };
 
+/// Some blocks and chunks of a side.
+struct SidePart {
+  std::int64_t block_begin, block_end, chunk_begin, chunk_end;
+};
+
 struct Compressed {
   std::int64_t rows = 0, columns = 0;
   CompressedSide backward, forward;
@@ -142,6 +147,13 @@ void row_major(const Compressed& matrix, std::vector<std::int64_t>& positions, E
 /// Entries [begin, end) of the forward side: forward[j] = values[canonical[j]]. Both [nnz].
 template <class T>
 void in_forward_order(const Compressed& matrix, const T* values, T* forward, std::int64_t begin, std::int64_t end);
+
+/// The same for entries [begin, end) of segments in a row, into taken[0 .. end - begin). Meanwhile the values of
+/// segment `next` (-1: of none) that none before it has taken are asked for; all of them where it is the `first` of its
+/// block that the caller takes.
+template <class T>
+void take_values(const Compressed& matrix, const T* values, T* taken, std::int64_t begin, std::int64_t end,
+                 std::int64_t next, bool first);
 
 /// Values in forward order as they come row by row, columns ascending. Both [nnz].
 template <class T>

@@ -18,10 +18,11 @@ constexpr int kLaneStep = 16;   ///< a ragged tile is padded to a multiple
 
 template <class T>
 struct SparseLinearKernels {
-  /// Rows of chunks [chunk_begin, chunk_end): y[r] = bias[r] + sum_k w[r,k] x[k], and max(0, .) of it where `relu`.
-  /// bias may be null. values: [nnz] in the order of the forward side.
-  void (*forward)(const CompressedSide& side, const T* values, const T* bias, const T* x, T* y, bool relu, int lanes,
-                  std::int64_t chunk_begin, std::int64_t chunk_end);
+  /// y[r] = bias[r] + sum_k w[r,k] x[k], and max(0, .) of it where `relu`, for the rows and columns of a part: its
+  /// first block writes bias and products, others add theirs, the last one takes the maximum. bias may be null. values:
+  /// those of the forward side from the part's first entry on.
+  void (*forward)(const CompressedSide& side, const SidePart& part, const T* values, const T* bias, const T* x, T* y,
+                  bool relu, int lanes);
 
   /// Columns of chunks [chunk_begin, chunk_end): dx[c] = sum_r w[r,c] dy[r], unless dx is null; dvalues[k] (+)=
   /// <dy[r], x[c]> over the samples of `tiles` tiles, which follow one another: added where `accumulate`, else written.

@@ -1,10 +1,12 @@
 /// Compressed storage of a SparseWeight: only the kept positions exist, in memory and in time.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,9 +63,13 @@ class CompressedWeight : public SparseWeight {
   at::ScalarType stored_type() const { return values_.scalar_type(); }
   /// w in canonical order; its TensorImpl never changes. With psi another tensor is the parameter to optimise.
   const at::Tensor& stored_values();
-  /// Structure and the forward side's values, up to date with stored_values().
   std::shared_ptr<const kernels::Compressed> matrix();
-  const at::Tensor& forward_values();
+  /// stored_values() in the order of the forward side; made when it is asked for, from any thread.
+  at::Tensor forward_values();
+  /// The same the second time that it is asked for since the values changed, or may have. The first time undefined,
+  /// unless it is there, and what it was before is let go: in training, where each use is the first one, 4 bytes an
+  /// entry less.
+  at::Tensor forward_values_if_reused();
 
   /// Whether a layer is to hand over, in its backward pass, what its gradient can be formed from.
   bool wants_dense_gradient() const { return wants_gradient_; }
@@ -124,7 +130,9 @@ class CompressedWeight : public SparseWeight {
   at::Tensor& gradient();  ///< of values_, contiguous; zeros where there is none yet
   void materialise();
   void push();
-  void refresh();
+  void refresh();           // forward_values_
+  void forward_is_stale();  // the values have been written to, maybe unknown to their version
+  void gradient_is_used();  // and for now by nobody else: the optimiser's step is over
   void thaw();
   void freeze();
   /// Whether phi is a tensor of its own.
@@ -160,6 +168,12 @@ class CompressedWeight : public SparseWeight {
   BitMask backward_;                   // [stored] M_b
   at::Tensor laid_down_;               // [numel] phi, out of date where stored; undefined until set_masks
   std::int64_t forward_version_ = -1;  // of values_ when forward_values_ were written
+  std::int64_t used_version_ = -1;     // of values_ when forward_values_if_reused gave nothing
+  // Whether a backward pass has been here since: an optimiser may then write to the values through `data()`, as some of
+  // LibTorch's do, which their version does not count. Only the values themselves say so.
+  std::shared_ptr<std::atomic<bool>> has_gradient_ = std::make_shared<std::atomic<bool>>(false);
+  std::optional<std::uint64_t> forward_fingerprint_;  // of values_ when forward_values_ were written, if known
+  std::mutex forward_mutex_;                          // of forward_values_ and these
   bool wants_gradient_ = false;
   std::vector<std::shared_ptr<const GradientSource>> gradient_sources_;
 };

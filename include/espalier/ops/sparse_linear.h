@@ -17,11 +17,18 @@ using kernels::Compressed;
 /// order; forward: as large, of the same type.
 void refresh_forward(const Compressed& matrix, const at::Tensor& values, at::Tensor& forward);
 
+/// Whether a product on these tiles that is the only one with its values had better take them in forward order piece by
+/// piece, as it goes: a copy of all of them would leave the caches before they are used.
+bool takes_values(const Compressed& matrix, const TileLayout& layout);
+
 /// y = W x + b on tiles, or max(0, .) of it where `relu`, into `y`, and the gradients of W x + b into dx, dvalues and
-/// dbias; an undefined one of these (or bias) is left out. Where `of_relu`, x is max(0, z) and dx becomes the gradient
-/// of z. All tensors contiguous, of one type, sized as `sparse_linear` says. The same bits for any number of threads.
-void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& forward,
-                    const at::Tensor& bias, const at::Tensor& x, at::Tensor& y, bool relu = false);
+/// dbias; an undefined one of these (or bias) is left out. forward: what `refresh_forward` has made of values; where it
+/// is undefined, they are taken from `values`, with the same bits for a result. Where `of_relu`, x is max(0, z) and dx
+/// becomes the gradient of z. All tensors contiguous, of one type, sized as `sparse_linear` says. The same bits for any
+/// number of threads.
+void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values,
+                    const at::Tensor& forward, const at::Tensor& bias, const at::Tensor& x, at::Tensor& y,
+                    bool relu = false);
 void linear_backward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values, const at::Tensor& x,
                      const at::Tensor& dy, at::Tensor& dx, at::Tensor& dvalues, at::Tensor& dbias,
                      bool of_relu = false);
@@ -44,9 +51,9 @@ struct BesideRelu {
 };
 
 /// y = W x + b on tiles, or max(0, .) of it. x: tiles of `columns` features; values: [nnz] in canonical order, what
-/// gradients are formed for; forward: the same values as `refresh_forward` leaves them; bias: [rows] or undefined.
-/// Result: tiles of `rows` features. Differentiable once in x, values and bias. float32 or float64 on the CPU; all of
-/// one type.
+/// gradients are formed for; forward: the same values as `refresh_forward` leaves them, or undefined (linear_forward);
+/// bias: [rows] or undefined. Result: tiles of `rows` features. Differentiable once in x, values and bias. float32 or
+/// float64 on the CPU; all of one type.
 at::Tensor sparse_linear(const at::Tensor& x, const TileLayout& layout, std::shared_ptr<const Compressed> matrix,
                          const at::Tensor& values, const at::Tensor& forward, const at::Tensor& bias,
                          const BesideRelu& relu = {}, BackwardObserver observer = {});
