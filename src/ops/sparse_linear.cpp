@@ -121,10 +121,9 @@ void forward_taking(const Compressed& m, const TileLayout& in, const T* values, 
     const std::int64_t first = begin / tiles, last = end / tiles;
     const auto go = [&](const Share& share) { forward_taking(m, in, values, bias, x, y, relu, share); };
     if (first == last) return go({first, first + 1, begin % tiles, end % tiles});
-    const std::int64_t whole = begin % tiles == 0 ? first : first + 1;
-    go({first, whole, begin % tiles, tiles});
-    go({whole, last, 0, tiles});
-    if (end % tiles != 0) go({last, last + 1, 0, end % tiles});
+    go({first, first + 1, begin % tiles, tiles});
+    go({first + 1, last, 0, tiles});
+    go({last, last + 1, 0, end % tiles});
   });
 }
 
