@@ -250,9 +250,9 @@ struct SparseLinear : torch::autograd::Function<SparseLinear> {
 }  // namespace
 
 bool takes_values(const Compressed& matrix, const TileLayout& layout) {
-  constexpr std::int64_t kEntries = std::int64_t{1} << 18;  // whose values, a megabyte, stay in L2
-  constexpr std::int64_t kTiles = 4;                        // whose blocks of x do
-  return matrix.nnz() >= kEntries && layout.samples > 0 && layout.tiles() <= kTiles;
+  constexpr std::int64_t kEntries = std::int64_t{1} << 18;  // fewer values, a megabyte, stay in L2
+  constexpr std::int64_t kInputs = std::int64_t{1} << 15;   // more of a block's, of all tiles, leave it too early
+  return matrix.nnz() >= kEntries && layout.samples > 0 && matrix.forward.block * layout.samples <= kInputs;
 }
 
 void linear_forward(const Compressed& matrix, const TileLayout& layout, const at::Tensor& values,
