@@ -237,8 +237,8 @@ void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const 
   matrix_ = std::move(matrix);
   phi_.set_data(phi);
   if (w.defined()) values_.set_data(w);
-  frozen_ = power_ = forward_values_ = at::Tensor();
-  forward_is_stale();
+  frozen_ = power_ = at::Tensor();
+  forget_forward();
 }
 
 void CompressedWeight::set_entries(kernels::RowMajorList entries, const at::Tensor& phi) {
@@ -283,52 +283,57 @@ std::shared_ptr<const kernels::Compressed> CompressedWeight::matrix() {
   return matrix_;
 }
 
+CompressedWeight::Seen CompressedWeight::seen() const {
+  return {static_cast<std::int64_t>(values_._version()),
+          *has_gradient_ ? std::optional(fingerprint(values_)) : std::nullopt};
+}
+
 at::Tensor CompressedWeight::forward_values() {
   materialise();
   const std::lock_guard<std::mutex> lock(forward_mutex_);
-  if (!forward_is_fresh()) refresh();
+  if (const Seen now = seen(); forward_of_ != now) refresh(now);
+  if (*has_gradient_ && !values_.grad().defined()) {  // no optimiser writes until there is one again
+    *has_gradient_ = false;
+    forward_of_ = seen();
+  }
   return forward_values_;
 }
 
 at::Tensor CompressedWeight::forward_values_if_reused() {
   materialise();
   const std::lock_guard<std::mutex> lock(forward_mutex_);
-  const auto version = static_cast<std::int64_t>(values_._version());
   if (*has_gradient_) {
-    forward_values_ = at::Tensor();
-    forward_is_stale();
-  } else if (!forward_is_fresh()) {
-    if (used_version_ == version) {
-      refresh();
+    forget_forward();
+  } else if (const Seen now = seen(); forward_of_ != now) {
+    if (used_ == now) {
+      refresh(now);
     } else {
-      used_version_ = version;
-      forward_values_ = at::Tensor();
+      forget_forward();
+      used_ = now;
     }
   }
   return forward_values_;
 }
 
-void CompressedWeight::forward_is_stale() { forward_version_ = used_version_ = -1; }
+void CompressedWeight::forward_is_stale() { forward_of_ = used_ = std::nullopt; }
+
+void CompressedWeight::forget_forward() {
+  forward_values_ = at::Tensor();
+  forward_is_stale();
+}
 
 void CompressedWeight::gradient_is_used() {
   forward_is_stale();
   *has_gradient_ = false;
 }
 
-bool CompressedWeight::forward_is_fresh() const {  // an optimiser or a user may have written to the values since
-  if (forward_version_ != static_cast<std::int64_t>(values_._version())) return false;
-  return !*has_gradient_ || forward_fingerprint_ == fingerprint(values_);
-}
-
-void CompressedWeight::refresh() {
+void CompressedWeight::refresh(const Seen& now) {
   const torch::NoGradGuard no_grad;
   if (!forward_values_.defined()) {
     forward_values_ = torch::empty_like(values_, torch::TensorOptions().requires_grad(false));
   }
   ops::refresh_forward(*matrix_, values_, forward_values_);
-  forward_version_ = static_cast<std::int64_t>(values_._version());
-  forward_fingerprint_ = std::nullopt;
-  if (*has_gradient_) forward_fingerprint_ = fingerprint(values_);
+  forward_of_ = now;
 }
 
 void CompressedWeight::push() {
@@ -425,7 +430,7 @@ at::Tensor CompressedWeight::weights() const {
 
 std::pair<at::Tensor, at::Tensor> CompressedWeight::entries() const {
   if (is_virgin() || !forward_.all()) return SparseWeight::entries();
-  return {stored_positions(), forward_is_fresh() ? row_major_of_forward(forward_values_) : row_major(values_)};
+  return {stored_positions(), forward_of_ == seen() ? row_major_of_forward(forward_values_) : row_major(values_)};
 }
 
 at::Tensor CompressedWeight::values() const {
@@ -528,8 +533,7 @@ void CompressedWeight::rewire(const Rewiring& change) {
   {
     kernels::EntryIndices from, place;
     kernels::RowMajorList entries = rewired(drop, grow, from);
-    forward_values_ = at::Tensor();  // made again when it is asked for
-    forward_is_stale();
+    forget_forward();
     matrix = compress(entries, place);
     entries = {};
     now.carried.resize(from.size());
