@@ -178,7 +178,9 @@ CompressedSide backward_side(const RowMajorList& list, std::int64_t rows, const 
         side.segments[at].entry = entry;
         std::uint32_t* const lines = next.data() + c * side.chunk;
         const auto n = static_cast<std::size_t>(std::min(side.chunk, side.outer - c * side.chunk));
-        entry = parts[at].add(line_order.of(lines, n, by_length), lines, entry, b == 0);
+        // The first block writes sums, and the last one of a matrix takes the gradient of a ReLU.
+        const bool every_line = b == 0 || (Lines::kIndexed && b + 1 == blocks);
+        entry = parts[at].add(line_order.of(lines, n, by_length), lines, entry, every_line);
       }
       each_entry(r0, r1, [&](std::int64_t r, std::uint32_t i) {
         const std::uint32_t to = next[line.of(r, list.column[i])]++;

@@ -29,10 +29,15 @@ std::vector<std::int64_t> draw_positions(const Shape& s) {
   const auto n = s.rows * s.columns;
   std::vector<std::int64_t> positions =
       random_subset(n, std::llround(s.density * static_cast<double>(n)), RandomStream(7, Purpose::test));
-  // A row and a column that are empty, and (in sparse ones) a row that is full: uneven on purpose.
+  // A row and a column that are empty, columns without entries in the last tenth of the rows, so in the last block, and
+  // (in sparse ones) a row that is full: uneven on purpose.
   if (s.density < 1 && s.rows > 10 && s.columns > 10) {
     positions.erase(std::remove_if(positions.begin(), positions.end(),
-                                   [&](std::int64_t p) { return p / s.columns == 5 || p % s.columns == 3; }),
+                                   [&](std::int64_t p) {
+                                     const std::int64_t row = p / s.columns, column = p % s.columns;
+                                     return row == 5 || column == 3 ||
+                                            (10 * row >= 9 * s.rows && 2 * column >= s.columns);
+                                   }),
                     positions.end());
     for (std::int64_t c = 0; c < s.columns; ++c)
       if (c != 3) positions.push_back(7 * s.columns + c);

@@ -59,7 +59,7 @@ struct CompressedSide {
   std::vector<Segment> segments;           ///< [blocks x chunks + 1], block-major
   std::vector<Run> runs;                   ///< of all segments
   std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line, and the
-                                           ///< last one of the forward side. kAhead zeros follow
+                                           ///< last one, but on the backward side of a convolution. kAhead zeros follow
   EntryOffsets inner_index;                ///< of each entry, within its block; ascending in a line. On the backward
                                            ///< side of a matrix kAhead zeros follow; on that of a convolution, which
                                            ///< reads by offsets (ConvOffsets), it is empty
