@@ -5,6 +5,8 @@
 
 #include "espalier/kernels/dispatch.h"
 #include "espalier/kernels/sparse_conv.h"
+#include "espalier/kernels/sparse_linear.h"
+#include "kernels/tables.h"
 
 namespace espalier::kernels {
 namespace {
@@ -271,25 +273,34 @@ struct Blocking {
   bool backward_by_length;
 };
 
-/// Measured on 1024x1024 to 8192x8192, batch 128, one AVX-512 core (docs/kernels.md).
+/// Measured on 1024x1024 to 8192x8192, batch 128, one core (docs/kernels.md). `fill`: indices whose tiles fill L2; a
+/// block takes half of it, which leaves room for what goes by.
 ///
 /// Forward, blocks whose tiles fill two thirds of L1 pay while a line has some ten entries in a block; with fewer,
 /// loading its sums again costs more than tiles from L2. Lines stand by their length: loop ends are predicted.
 ///
 /// Backward, a line has some 32 entries in a block (80 where tiles are taken one by one): with fewer rows x and dx are
-/// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in L2. Natural order: each
-/// tile of x and dx is touched once a block, and taken out of order that is 3 to 20 % slower; but where all
-/// tiles fit half of L2, by length: the same time there, and 5 to 10 % less in batches of 32.
+/// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in L2, down to half a dozen
+/// entries a line. Natural order: each tile of x and dx is touched once a block, and taken out of order that is 3 to
+/// 20 % slower; but where all tiles fit a megabyte, by length: the same time there, and 5 to 10 % less in batches
+/// of 32.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
-  constexpr std::int64_t kWhole = 65536, kFitsL2 = 2048;
+  constexpr std::int64_t kWhole = 65536, kTileBytes = kTileLanes * sizeof(float);
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
-  Blocking blocking{kWhole, kWhole, false};
+  const auto entries = [&](std::int64_t indices) { return density * static_cast<double>(indices); };  // of a line
+  const auto indices = [&](double of_line) { return static_cast<std::int64_t>(of_line / density); };
+  Blocking blocking{kWhole, kWhole, 2 * columns + rows <= 2048};  // x, dx and dy
+  const std::int64_t fill = l2_bytes() / kTileBytes;
   if (density >= 0.0125)
     blocking.forward = density >= 0.08 ? 128 : density >= 0.04 ? 256 : density >= 0.0175 ? 512 : 1024;
-  const auto [entries, fewest] = active().backward_tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
-  if (density * kFitsL2 >= 12)
-    blocking.backward = std::clamp<std::int64_t>(static_cast<std::int64_t>(entries / density), fewest, kFitsL2);
-  blocking.backward_by_length = 2 * columns + rows <= kFitsL2;  // x, dx and dy
+  else if (entries(fill / 2) >= 16)
+    blocking.forward = fill / 2;
+  const int tiles = active().backward_tiles;
+  const auto [wanted, fewest] = tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
+  if (entries(fill / tiles) >= 5) {
+    const std::int64_t most = std::clamp(indices(6), fill / tiles / 2, fill / tiles);
+    blocking.backward = std::clamp<std::int64_t>(indices(wanted), std::min<std::int64_t>(fewest, most), most);
+  }
   return blocking;
 }
 

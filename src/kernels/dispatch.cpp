@@ -1,5 +1,8 @@
 #include "espalier/kernels/dispatch.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 
 #include "espalier/core/error.h"
@@ -24,6 +27,14 @@ bool halves_long_vectors() {
 #else
   return false;
 #endif
+}
+
+std::int64_t l2_bytes() {
+  static const std::int64_t bytes = [] {
+    const std::int64_t said = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return said <= 0 ? std::int64_t{1} << 20 : std::clamp(said, std::int64_t{256} << 10, std::int64_t{2} << 20);
+  }();
+  return bytes;
 }
 
 const std::vector<const Table*>& compiled() {

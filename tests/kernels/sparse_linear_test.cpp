@@ -21,9 +21,10 @@ struct Shape {
   double density;
 };
 // Odd sizes, several blocks and chunks on both sides, each kind of blocking; empty and full.
-const Shape kShapes[] = {{1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},   {300, 1, 0.5},    {17, 33, 1},
-                         {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2}, {700, 600, 0.01}, {1030, 70, 0.09},
-                         {4200, 33, 0.3}, {2500, 70, 0.05}};  // the last three: several blocks backward
+const Shape kShapes[] = {{1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},     {300, 1, 0.5},    {17, 33, 1},
+                         {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2},   {700, 600, 0.01}, {1030, 70, 0.09},
+                         {4200, 33, 0.3}, {2500, 70, 0.05}, {4500, 60, 0.012}, {60, 9000, 0.011}};
+// the last five: several blocks backward, the last one forward
 
 std::vector<std::int64_t> draw_positions(const Shape& s) {
   const auto n = s.rows * s.columns;
@@ -91,6 +92,24 @@ TEST(Compress, FindsEveryPositionAgain) {
     }
     for (std::size_t i = 0; i < positions.size(); ++i) ASSERT_EQ(by_place[place[i]], positions[i]);
   }
+}
+
+TEST(Compress, TilesOfABlockLeaveRoomInL2WhereLinesAreLong) {
+  constexpr std::int64_t kHalf = 1 << 20;  // of the largest cache that is reckoned with
+  const std::int64_t tile = kTileLanes * sizeof(float), tiles = active().backward_tiles;
+  const auto compressed = [](std::int64_t rows, std::int64_t columns, double density) {
+    const auto positions = random_subset(rows * columns, std::llround(density * static_cast<double>(rows * columns)),
+                                         RandomStream(7, Purpose::test));
+    EntryIndices place;
+    return compress(rows, columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 1);
+  };
+  for (const double density : {0.01, 0.02, 0.1}) {
+    EXPECT_LE(compressed(16, 20000, density).forward.block * tile, kHalf);
+    EXPECT_LE(compressed(20000, 16, density).backward.block * tiles * tile, kHalf);
+  }
+  EXPECT_LE(compressed(20000, 16, 0.0025).backward.block * tiles * tile, 2 * kHalf);  // with fewer entries all of it
+  EXPECT_EQ(compressed(20000, 16, 0.0002).backward.blocks(), 1);
+  EXPECT_EQ(compressed(16, 20000, 0.0002).forward.blocks(), 1);
 }
 
 TEST(Compress, AnyNumberOfThreadsGivesTheSame) {
