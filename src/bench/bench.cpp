@@ -18,7 +18,7 @@ double microseconds_since(Clock::time_point start) {
 }
 
 constexpr double kSampleMicroseconds = 2000;
-constexpr std::size_t kLeastTimed = 5;
+constexpr std::size_t kLeastTimed = 5, kLeastRounds = 3;
 
 double quantile(const std::vector<double>& sorted, double q) {
   const double at = q * static_cast<double>(sorted.size() - 1);
@@ -40,7 +40,8 @@ std::vector<Timing> measure(const std::vector<Candidate>& candidates, double sec
   std::vector<std::vector<double>> samples(candidates.size());
   const auto begin = Clock::now();
   const double budget = seconds * 1e6 * static_cast<double>(candidates.size());
-  for (std::size_t round = 0; samples[0].size() < kLeastTimed || microseconds_since(begin) < budget; ++round) {
+  for (std::size_t round = 0;
+       round < kLeastRounds || samples[0].size() < kLeastTimed || microseconds_since(begin) < budget; ++round) {
     for (std::size_t k = 0; k < candidates.size(); ++k) {
       const std::size_t i = (k + round) % candidates.size();
       const auto each = [&](int times, const auto& f) {

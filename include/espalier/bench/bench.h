@@ -33,10 +33,11 @@ struct Turn {
 /// Training repeats one step. Caches, pages and TLB that another candidate left take many steps to be what they are in
 /// training: 4096-wide layers at 99 % took 4.6, 3.9, 3.6, 3.55 milliseconds after a dense step, and 3.44 from the
 /// twentieth on.
-constexpr Turn kStepTurn{3, 3, 0.1};
+constexpr Turn kStepTurn{2, 2, 0.2};
 
-/// Rounds for about `seconds` a candidate, until five runs of each are timed at least. In a round each candidate has a
-/// turn, in which a run to be timed is repeated as often as fills two milliseconds.
+/// Rounds for about `seconds` a candidate, until five runs of each are timed, and three at least: other work on a
+/// machine comes and goes by seconds. In a round each candidate has a turn, in which a run to be timed is repeated as
+/// often as fills two milliseconds.
 std::vector<Timing> measure(const std::vector<Candidate>& candidates, double seconds, Turn turn = {});
 
 /// Multiply-adds a second that this machine sustains from registers, in float32, with the kernels' instruction set.
