@@ -287,19 +287,19 @@ struct Blocking {
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
   constexpr std::int64_t kWhole = 65536, kTileBytes = kTileLanes * sizeof(float);
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
-  const auto entries = [&](std::int64_t indices) { return density * static_cast<double>(indices); };  // of a line
-  const auto indices = [&](double of_line) { return static_cast<std::int64_t>(of_line / density); };
+  const auto entries_of = [&](std::int64_t indices) { return density * static_cast<double>(indices); };  // a line
+  const auto indices_of = [&](double entries) { return static_cast<std::int64_t>(entries / density); };
   Blocking blocking{kWhole, kWhole, 2 * columns + rows <= 2048};  // x, dx and dy
   const std::int64_t fill = l2_bytes() / kTileBytes;
   if (density >= 0.0125)
     blocking.forward = density >= 0.08 ? 128 : density >= 0.04 ? 256 : density >= 0.0175 ? 512 : 1024;
-  else if (entries(fill / 2) >= 16)
+  else if (entries_of(fill / 2) >= 16)
     blocking.forward = fill / 2;
   const int tiles = active().backward_tiles;
   const auto [wanted, fewest] = tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
-  if (entries(fill / tiles) >= 5) {
-    const std::int64_t most = std::clamp(indices(6), fill / tiles / 2, fill / tiles);
-    blocking.backward = std::clamp<std::int64_t>(indices(wanted), std::min<std::int64_t>(fewest, most), most);
+  if (entries_of(fill / tiles) >= 5) {
+    const std::int64_t most = std::clamp(indices_of(6), fill / tiles / 2, fill / tiles);
+    blocking.backward = std::clamp<std::int64_t>(indices_of(wanted), std::min<std::int64_t>(fewest, most), most);
   }
   return blocking;
 }

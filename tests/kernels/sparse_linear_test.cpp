@@ -12,6 +12,7 @@
 #include "espalier/core/random.h"
 #include "espalier/kernels/dispatch.h"
 #include "kernels/runnable.h"
+#include "kernels/tables.h"
 
 namespace espalier::kernels {
 namespace {
@@ -21,10 +22,10 @@ struct Shape {
   double density;
 };
 // Odd sizes, several blocks and chunks on both sides, each kind of blocking; empty and full.
-const Shape kShapes[] = {{1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},     {300, 1, 0.5},    {17, 33, 1},
-                         {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2},   {700, 600, 0.01}, {1030, 70, 0.09},
-                         {4200, 33, 0.3}, {2500, 70, 0.05}, {4500, 60, 0.012}, {60, 9000, 0.011}};
-// the last five: several blocks backward, the last one forward
+const Shape kShapes[] = {
+    {1, 1, 1},       {3, 2, 0},        {1, 300, 0.5},    {300, 1, 0.5},    {17, 33, 1},
+    {70, 129, 0.3},  {300, 784, 0.06}, {784, 300, 0.2},  {700, 600, 0.01}, {1030, 70, 0.09},
+    {4200, 33, 0.3}, {2500, 70, 0.05}, {4500, 60, 0.012}};  // the last four: several blocks backward
 
 std::vector<std::int64_t> draw_positions(const Shape& s) {
   const auto n = s.rows * s.columns;
@@ -95,21 +96,27 @@ TEST(Compress, FindsEveryPositionAgain) {
 }
 
 TEST(Compress, TilesOfABlockLeaveRoomInL2WhereLinesAreLong) {
-  constexpr std::int64_t kHalf = 1 << 20;  // of the largest cache that is reckoned with
-  const std::int64_t tile = kTileLanes * sizeof(float), tiles = active().backward_tiles;
-  const auto compressed = [](std::int64_t rows, std::int64_t columns, double density) {
-    const auto positions = random_subset(rows * columns, std::llround(density * static_cast<double>(rows * columns)),
-                                         RandomStream(7, Purpose::test));
+  const std::int64_t tile = kTileLanes * sizeof(float), tiles = active().backward_tiles * tile;
+  const std::int64_t columns = l2_bytes() / 2 / tile, rows = l2_bytes() / 2 / tiles;  // whose tiles fill half of it
+  constexpr std::int64_t kInner = 60000, kOuter = 16;
+  const auto compressed = [](std::int64_t r, std::int64_t c, double density) {
+    const auto positions =
+        random_subset(r * c, std::llround(density * static_cast<double>(r * c)), RandomStream(7, Purpose::test));
     EntryIndices place;
-    return compress(rows, columns, positions.data(), static_cast<std::int64_t>(positions.size()), place, 1);
+    return compress(r, c, positions.data(), static_cast<std::int64_t>(positions.size()), place, 1);
   };
-  for (const double density : {0.01, 0.02, 0.1}) {
-    EXPECT_LE(compressed(16, 20000, density).forward.block * tile, kHalf);
-    EXPECT_LE(compressed(20000, 16, density).backward.block * tiles * tile, kHalf);
-  }
-  EXPECT_LE(compressed(20000, 16, 0.0025).backward.block * tiles * tile, 2 * kHalf);  // with fewer entries all of it
-  EXPECT_EQ(compressed(20000, 16, 0.0002).backward.blocks(), 1);
-  EXPECT_EQ(compressed(16, 20000, 0.0002).forward.blocks(), 1);
+  const auto forward = [&](double entries) {  // of a line in half of L2
+    return compressed(kOuter, kInner, entries / static_cast<double>(columns)).forward;
+  };
+  const auto backward = [&](double entries) {
+    return compressed(kInner, kOuter, entries / static_cast<double>(rows)).backward;
+  };
+  EXPECT_LE(forward(20).block, columns);
+  EXPECT_EQ(forward(2).blocks(), 1);
+  EXPECT_LE(backward(20).block, rows);
+  EXPECT_GT(backward(3).block, rows);  // with few entries a line up to all of L2
+  EXPECT_LE(backward(3).block, 2 * rows);
+  EXPECT_EQ(backward(1).blocks(), 1);
 }
 
 TEST(Compress, AnyNumberOfThreadsGivesTheSame) {
