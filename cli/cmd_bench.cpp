@@ -333,7 +333,9 @@ void add_bench_command(CLI::App& app, Context& context) {
   command->add_option("--optimizer", a->optimizer, "for step and model: sgd (momentum 0.9) or adam")
       ->check(CLI::IsMember({"sgd", "adam"}))
       ->option_text("NAME");
-  command->add_option("--seconds", a->seconds, "time for each case (default 2)")
+  command
+      ->add_option("--seconds", a->seconds,
+                   "time for each case (default 2); slow ones take longer: three turns each at least")
       ->check(CLI::Range(0.01, 3600.0))
       ->option_text("S");
   command->add_option("--min-speedup", a->min_speedup, "exit with 4 if a row is slower than this many times dense")

@@ -151,7 +151,7 @@ std::string to_text(const Report& report) {
       {"kernels", e.kernel_isa},
       {"cores", fmt::format("{} usable of {}{}", e.usable, e.cores,
                             e.cpu_quota > 0 ? fmt::format(" (CPU quota {:.2f})", e.cpu_quota) : "")},
-      {"threads", fmt::format("{} LibTorch, {} OpenMP", e.threads, e.openmp_threads)},
+      {"threads", fmt::format("{} LibTorch, {} OpenMP; waits: {}", e.threads, e.openmp_threads, e.waits)},
       {"memory", gib(e.memory_bytes) + (e.memory_limit_bytes > 0 ? ", limited to " + gib(e.memory_limit_bytes) : "")},
       {"allocator", e.allocator},
       {"LibTorch", e.torch + (e.onednn ? ", with oneDNN" : ", without oneDNN")},

@@ -295,6 +295,10 @@ Environment environment() {
   e.cpu_quota = cgroup_cpu_quota();
   e.threads = at::get_num_threads();
   e.openmp_threads = omp_get_max_threads();
+  e.waits = "OpenMP's default";
+  for (const char* name : {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}) {  // the latter wins
+    if (const char* value = std::getenv(name)) e.waits = fmt::format("{}={}", name, value);
+  }
   e.onednn = at::hasMKLDNN();
   e.blas = blas_in_use();
   const auto tcmalloc = loaded<const char*(int*, int*, const char**)>("tc_version");
@@ -326,7 +330,7 @@ nlohmann::ordered_json to_json(const Environment& e) {
         {"usable_cores", e.usable},
         {"quota", e.cpu_quota}}},
       {"isa", e.kernel_isa},
-      {"threads", {{"torch", e.threads}, {"openmp", e.openmp_threads}}},
+      {"threads", {{"torch", e.threads}, {"openmp", e.openmp_threads}, {"waits", e.waits}}},
       {"blas",
        {{"provider", e.blas.provider},
         {"library", e.blas.library},

@@ -1,5 +1,8 @@
 // What every command shares: global flags, streams, exit statuses, messages about a wrong command line.
 #include <nlohmann/json.hpp>
+#include <regex>
+#include <set>
+#include <sstream>
 
 #include "program.h"
 
@@ -96,6 +99,73 @@ TEST_F(Frame, ResultsThatCannotBeWrittenAreAnError) {
   const Result closed = shell("\"$ESPALIER\" list >&-");
   EXPECT_EQ(closed.status, 1);
   EXPECT_EQ(closed.err, "error: cannot write to standard output: Bad file descriptor\n");
+}
+
+// What libgomp itself says of its turns, as often as it is loaded into a process: begun once more, a command loads it
+// once.
+constexpr const char* kNoChoice = "-u OMP_WAIT_POLICY -u GOMP_SPINCOUNT OMP_DISPLAY_ENV=verbose";
+
+std::vector<std::string> turns(const Result& result) {
+  std::vector<std::string> found;
+  const std::regex line("GOMP_SPINCOUNT = '([0-9]+)'");
+  for (std::sregex_iterator at(result.err.begin(), result.err.end(), line), end; at != end; ++at)
+    found.push_back((*at)[1]);
+  return found;
+}
+
+TEST_F(Frame, CommandsThatComputeKeepWaitsShort) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "built without it under sanitizers";
+#endif
+  const auto by_itself = turns(run("--version", kNoChoice));
+  if (by_itself.empty()) GTEST_SKIP() << "this OpenMP is not GNU's";
+  ASSERT_NE(by_itself, std::vector<std::string>{"5000"});
+  const std::set<std::string> computing = {"train", "continual", "eval",  "init",  "sweep",
+                                           "prune", "reproduce", "bench", "doctor"};
+  const std::set<std::string> others = {"compare", "watch", "report", "inspect", "data", "config", "list"};
+  std::set<std::string> both = others;
+  both.insert(computing.begin(), computing.end());
+  std::istringstream known(std::regex_replace(run("").err, std::regex(".*Known: (.*)\\. \\(.*\n"), "$1"));
+  std::set<std::string> all;
+  for (std::string name; std::getline(known >> std::ws, name, ',');) all.insert(name);
+  EXPECT_EQ(all, both) << "does the new command compute for long? cli/short_waits.cpp and this test want to know";
+  for (const auto& name : all) {
+    const Result help = run(name + " --help", kNoChoice);
+    EXPECT_EQ(help.status, 0) << name;
+    EXPECT_EQ(turns(help), computing.count(name) ? std::vector<std::string>{"5000"} : by_itself) << name;
+  }
+}
+
+TEST_F(Frame, WaitsAreAsLongAsTheUserWantsThem) {
+  const auto waits = [](const Result& result) { return Json::parse(result.out)["threads"]["waits"]; };
+  const Result chosen = run("doctor --json", std::string(kNoChoice) + " GOMP_SPINCOUNT=7");
+  EXPECT_EQ(waits(chosen), "GOMP_SPINCOUNT=7");
+  const Result passive = run("doctor --json", std::string(kNoChoice) + " OMP_WAIT_POLICY=passive");
+  EXPECT_EQ(waits(passive), "OMP_WAIT_POLICY=passive");
+  for (const auto& [result, expected] : {std::pair{chosen, "7"}, {passive, "0"}}) {
+    if (const auto found = turns(result); !found.empty()) EXPECT_EQ(found, std::vector<std::string>{expected});
+  }
+}
+
+TEST_F(Frame, ACommandThatBeginsOnceMoreHasTheArgumentsVariablesAndNameOfTheFirst) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "built without it under sanitizers";
+#endif
+  // Its own line and name, as the kernel knows them, while it waits for the other end of a pipe to be opened.
+  const Result result = shell(
+      "mkfifo config.toml\n"
+      "env -u OMP_WAIT_POLICY -u GOMP_SPINCOUNT MINE='a b' \"$ESPALIER\" train config.toml --set 'method.name= set' '' "
+      "&\n"
+      "while ! tr '\\0' '\\n' < /proc/$!/environ | grep -q GOMP_SPINCOUNT || ! grep -q espalier /proc/$!/comm; do\n"
+      "  [ $((++turns)) -lt 3000 ] && kill -0 $! || break\n"
+      "  sleep 0.01\n"
+      "done\n"
+      "cat /proc/$!/comm\n"
+      "tr '\\0' '|' < /proc/$!/cmdline\n"
+      "tr '\\0' '\\n' < /proc/$!/environ | grep -E '^(MINE|GOMP)'\n"
+      "kill -9 $!\n");
+  EXPECT_EQ(result.out,
+            "espalier\n" ESPALIER_PROGRAM "|train|config.toml|--set|method.name= set||MINE=a b\nGOMP_SPINCOUNT=5000\n");
 }
 
 }  // namespace

@@ -251,6 +251,7 @@ TEST(EnvironmentJson, HoldsWhatWasFound) {
   Environment e = healthy();
   e.version = "1.2.3";
   e.cpu.avx512bw = false;
+  e.waits = "GOMP_SPINCOUNT=5000";
   e.blas.cure = "none needed";
   const auto json = to_json(e);
   EXPECT_EQ(json["schema"], 1);
@@ -259,6 +260,7 @@ TEST(EnvironmentJson, HoldsWhatWasFound) {
             (std::vector<std::string>{"avx2", "fma", "avx512f", "avx512dq", "avx512vl", "avx512cd"}));
   EXPECT_EQ(json["cpu"]["usable_cores"], 4);
   EXPECT_EQ(json["threads"]["torch"], 4);
+  EXPECT_EQ(json["threads"]["waits"], "GOMP_SPINCOUNT=5000");
   EXPECT_EQ(json["blas"]["core"], "SkylakeX");
   EXPECT_EQ(json["blas"]["cure"], "none needed");
   EXPECT_EQ(json["memory"]["bytes"], std::uint64_t{16} << 30);

@@ -59,6 +59,7 @@ struct Environment {
   double cpu_quota = 0;    ///< in cores; 0 = none
   int threads = 0;         ///< LibTorch's (this starts LibTorch's own default if set_threads was not called)
   int openmp_threads = 0;
+  std::string waits;  ///< how long threads that wait keep their core: the variable that says so, or "OpenMP's default"
   bool onednn = false;  ///< LibTorch has oneDNN (convolutions)
   Blas blas;
   std::string allocator;                 ///< of memory in this process: "tcmalloc (gperftools 2.10)", "the C library's"
