@@ -1,6 +1,7 @@
 #include "espalier/kernels/compressed.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "espalier/kernels/dispatch.h"
@@ -267,10 +268,10 @@ CompressedSide forward_side(const RowMajorList& list, std::int64_t rows, std::in
   return side;
 }
 
-/// Inner indices of a block, and whether lines stand by their length.
+/// Inner indices of a block, whether lines stand by their length, and whether tiles are taken one at a time.
 struct Blocking {
   std::int64_t forward, backward;
-  bool backward_by_length;
+  bool backward_by_length, tile_by_tile = false;
 };
 
 /// Measured on 1024x1024 to 8192x8192, batch 128, one core (docs/kernels.md). `fill`: indices whose tiles fill L2; a
@@ -280,10 +281,11 @@ struct Blocking {
 /// loading its sums again costs more than tiles from L2. Lines stand by their length: loop ends are predicted.
 ///
 /// Backward, a line has some 32 entries in a block (80 where tiles are taken one by one): with fewer rows x and dx are
-/// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in L2, down to half a dozen
-/// entries a line. Natural order: each tile of x and dx is touched once a block, and taken out of order that is 3 to
-/// 20 % slower; but where all tiles fit a megabyte, by length: the same time there, and 5 to 10 % less in batches
-/// of 32.
+/// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in half of L2, or in all of
+/// it down to 6 entries a line (10). Where lines of two tiles would have fewer than 16 entries, tiles are taken one by
+/// one: 2 to 15 % of a step less from 98.5 to 99.9 %. Natural order: each tile of x and dx is touched once a block, and
+/// taken out of order that is 3 to 20 % slower; but where all tiles fit a megabyte, by length: the same time there, and
+/// 5 to 10 % less in batches of 32.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
   constexpr std::int64_t kWhole = 65536, kTileBytes = kTileLanes * sizeof(float);
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));
@@ -293,14 +295,18 @@ Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t n
   const std::int64_t fill = l2_bytes() / kTileBytes;
   if (density >= 0.0125)
     blocking.forward = density >= 0.08 ? 128 : density >= 0.04 ? 256 : density >= 0.0175 ? 512 : 1024;
-  else if (entries_of(fill / 2) >= 16)
+  else if (entries_of(fill / 2) >= 10)
     blocking.forward = fill / 2;
+  const auto of_tiles = [&](int tiles) {
+    if (!(entries_of(fill / tiles) >= 5)) return kWhole;  // as where there are no weights at all
+    const auto [wanted, least, fewest] = tiles == 2 ? std::tuple{32, 6, 96} : std::tuple{80, 10, 1024};
+    const std::int64_t most = std::clamp(indices_of(least), fill / tiles / 2, fill / tiles);
+    return std::clamp<std::int64_t>(indices_of(wanted), std::min<std::int64_t>(fewest, most), most);
+  };
   const int tiles = active().backward_tiles;
-  const auto [wanted, fewest] = tiles == 2 ? std::pair{32, 96} : std::pair{80, 1024};
-  if (entries_of(fill / tiles) >= 5) {
-    const std::int64_t most = std::clamp(indices_of(6), fill / tiles / 2, fill / tiles);
-    blocking.backward = std::clamp<std::int64_t>(indices_of(wanted), std::min<std::int64_t>(fewest, most), most);
-  }
+  blocking.backward = of_tiles(tiles);
+  blocking.tile_by_tile = tiles > 1 && rows > fill / 2 / tiles && entries_of(std::min(rows, blocking.backward)) < 16;
+  if (blocking.tile_by_tile) blocking.backward = of_tiles(1);
   return blocking;
 }
 
@@ -335,6 +341,7 @@ Compressed compress_lines(std::int64_t rows, std::int64_t row_chunk, std::int64_
   matrix.canonical.resize(static_cast<std::size_t>(nnz));
   threads = std::max(threads, 1);
   matrix.backward = backward_side(list, rows, lines, blocking.backward, blocking.backward_by_length, place, threads);
+  matrix.backward.tile_by_tile = blocking.tile_by_tile;
   matrix.forward = forward_side(list, rows, row_chunk, columns, blocking.forward, place, matrix.canonical, threads);
   return matrix;
 }

@@ -288,7 +288,7 @@ void sparse_backward(const CompressedSide& side, const T* values, const T* x, co
     });
   };
   std::int64_t tile = 0;
-  if (lanes == kTileLanes) {
+  if (lanes == kTileLanes && !side.tile_by_tile) {
     for (; tile + kBackwardTiles <= tiles; tile += kBackwardTiles)
       strips(std::integral_constant<int, kBackwardTiles>{}, std::integral_constant<int, kTileLanes>{}, tile);
   }

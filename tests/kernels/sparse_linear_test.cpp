@@ -114,8 +114,11 @@ TEST(Compress, TilesOfABlockLeaveRoomInL2WhereLinesAreLong) {
   EXPECT_LE(forward(20).block, columns);
   EXPECT_EQ(forward(2).blocks(), 1);
   EXPECT_LE(backward(20).block, rows);
-  EXPECT_GT(backward(3).block, rows);  // with few entries a line up to all of L2
-  EXPECT_LE(backward(3).block, 2 * rows);
+  EXPECT_FALSE(backward(20).tile_by_tile);
+  EXPECT_GT(backward(3).block, rows);  // with few entries a line up to all of L2, or half of it one tile at a time
+  EXPECT_LE(backward(3).block * (backward(3).tile_by_tile ? tile : tiles), l2_bytes());
+  EXPECT_EQ(backward(3).tile_by_tile, active().backward_tiles > 1);
+  EXPECT_FALSE(compressed(rows, kOuter, 3.0 / static_cast<double>(rows)).backward.tile_by_tile);
   EXPECT_EQ(backward(1).blocks(), 1);
 }
 

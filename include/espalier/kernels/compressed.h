@@ -56,6 +56,7 @@ struct CompressedSide {
   std::int64_t outer = 0, inner = 0;
   std::int64_t block = 1;                  ///< inner indices of a block, at most 65,536
   std::int64_t chunk = 1;                  ///< outer indices of a chunk, at most 65,536
+  bool tile_by_tile = false;               ///< one tile at a time though the kernel could take several (backward)
   std::vector<Segment> segments;           ///< [blocks x chunks + 1], block-major
   std::vector<Run> runs;                   ///< of all segments
   std::vector<std::uint16_t> outer_index;  ///< of each line, within its chunk. The first block has every line, and the
