@@ -1,6 +1,7 @@
 // espalier doctor: what a run would compute on, how fast dense products are, and what to mend.
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -94,7 +95,7 @@ Report examine(const Context& context) {
 
   // A third of what OpenBLAS reaches on such a core at an ordinary clock: less has a reason.
   const double expected = e.cpu.avx512f ? 45 : e.cpu.avx2 && e.cpu.fma ? 20 : 0;
-  if (report.healthy() && report.gflops_one < expected) {
+  if (report.healthy() && std::round(report.gflops_one) < expected) {  // rounded as it is said
     report.findings.push_back(
         {false,
          fmt::format("dense products reach {:.0f} GFLOP/s on one core; at least {:.0f} can be expected",
