@@ -282,10 +282,10 @@ struct Blocking {
 ///
 /// Backward, a line has some 32 entries in a block (80 where tiles are taken one by one): with fewer rows x and dx are
 /// loaded again too often, with more, fewer tiles come from L1. The tiles of a block stay in half of L2, or in all of
-/// it down to 6 entries a line (10). Where lines of two tiles would have fewer than 16 entries, and one tile's block
-/// fits L2, tiles are taken one by one: 2 to 15 % of a step less from 98.5 to 99.9 %. Natural order: each tile of x and
-/// dx is touched once a block, and taken out of order that is 3 to 20 % slower; but where all tiles fit a megabyte, by
-/// length: the same time there, and 5 to 10 % less in batches of 32.
+/// it down to 6 entries a line (10). Tiles are taken one by one where half of L2 does not hold all rows of two, lines
+/// of two would have fewer than 16 entries, and one tile's block fits L2: 2 to 15 % of a step less from 98.5 to 99.9 %.
+/// Natural order: each tile of x and dx is touched once a block, and taken out of order that is 3 to 20 % slower; but
+/// where all tiles fit a megabyte, by length: the same time there, and 5 to 10 % less in batches of 32.
 Blocking choose_blocking(std::int64_t rows, std::int64_t columns, std::int64_t nnz) {
   constexpr std::int64_t kWhole = 65536, kTileBytes = kTileLanes * sizeof(float);
   const double density = static_cast<double>(nnz) / (static_cast<double>(rows) * static_cast<double>(columns));

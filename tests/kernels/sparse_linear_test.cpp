@@ -119,6 +119,8 @@ TEST(Compress, TilesOfABlockLeaveRoomInL2WhereLinesAreLong) {
   EXPECT_LE(backward(3).block * (backward(3).tile_by_tile ? tile : tiles), l2_bytes());
   EXPECT_EQ(backward(3).tile_by_tile, active().backward_tiles > 1);
   EXPECT_FALSE(compressed(rows, kOuter, 3.0 / static_cast<double>(rows)).backward.tile_by_tile);
+  const std::int64_t many = 5 * columns;  // whole, as lines are so short, and too many for L2 even one tile at a time
+  EXPECT_FALSE(compressed(many, kOuter, 10.0 / static_cast<double>(many)).backward.tile_by_tile);
   EXPECT_EQ(backward(1).blocks(), 1);
 }
 
