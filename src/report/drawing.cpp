@@ -129,6 +129,8 @@ Json colour(const std::vector<std::string>& series) {
 Json lines_spec(const Lines& lines, const std::vector<std::string>& series, double height) {
   const char* interpolate = lines.steps ? "step-after" : "linear";
   Json x = {{"field", "x"}, {"type", "quantitative"}, {"axis", axis(lines.x_title, "")}};
+  // Where all values are one, Vega would write it as "1.000000".
+  x["axis"]["labelExpr"] = R"(replace(datum.label, regexp('\\.0+$|(\\.\\d*?)0+$'), '$1'))";
   x["scale"] = lines.log_x ? Json{{"type", "log"}} : Json{{"zero", false}, {"nice", false}};
   Json y = {{"field", "y"}, {"type", "quantitative"}, {"axis", axis(lines.y_title, lines.y_format)}};
   y["scale"] = lines.log_y ? Json{{"type", "log"}} : Json{{"zero", lines.from_zero}};
@@ -144,7 +146,22 @@ Json lines_spec(const Lines& lines, const std::vector<std::string>& series, doub
   }
   Json line = {{"mark", {{"type", "line"}, {"interpolate", interpolate}, {"strokeWidth", 1.8}}},
                {"encoding", {{"y", y}}}};
-  if (lines.points) line["mark"]["point"] = {{"size", 30}};
+  if (lines.points) {
+    line["mark"]["point"] = {{"size", 30}};
+  } else {  // a line of one value would not be seen, nor its interval: the first epoch of a run
+    Json of_line = Json::array({"run"});
+    if (!lines.dashes.empty() || lines.faint) of_line.push_back("kind");
+    const Json single = {
+        {{"joinaggregate", Json::array({{{"op", "valid"}, {"field", "y"}, {"as", "values"}}})}, {"groupby", of_line}},
+        {{"filter", "datum.values === 1"}}};
+    if (lines.band) {
+      Json interval = layers.back()["encoding"];
+      layers.push_back({{"mark", {{"type", "rule"}, {"opacity", 0.5}}}, {"encoding", interval}, {"transform", single}});
+    }
+    layers.push_back({{"mark", {{"type", "point"}, {"filled", true}, {"size", 30}}},
+                      {"encoding", {{"y", y}}},
+                      {"transform", single}});
+  }
   if (!lines.dashes.empty()) {
     Json dash = Json::array();
     for (std::size_t i = 0; i < lines.dashes.size(); ++i) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <regex>
 #include <set>
 
 namespace espalier::report {
@@ -28,12 +29,19 @@ void remove_signs(std::string& name) {
   while (!name.empty() && std::ispunct(static_cast<unsigned char>(name.back())) != 0) name.pop_back();
 }
 
+/// "resnet20-set" of "20261120T040507Z-resnet20-set-41df2da2", the name that a run has unless it is given one.
+std::string without_stamp(const std::string& name) {
+  static const std::regex stamped("\\d{8}T\\d{6}Z-(.+)-[0-9a-f]{8}");
+  std::smatch parts;
+  return std::regex_match(name, parts, stamped) ? parts[1].str() : name;
+}
+
 /// What the names of the runs of a group have in common: "rigl" of "rigl-1" and "rigl-2", "a" of "a-seed1" and
 /// "a-seed2", or of "a,seed=1" and "a,seed=2".
 std::string common_name(const std::vector<Run>& runs, const RunGroup& group) {
   if (group.runs.size() == 1) return runs[group.runs.front()].name;
   std::vector<std::string> names;
-  for (const std::size_t r : group.runs) names.push_back(runs[r].name);
+  for (const std::size_t r : group.runs) names.push_back(without_stamp(runs[r].name));
   std::string name = common_beginning(names);
   for (const char* ending : {"seed", "s"}) {
     const std::size_t at = name.size() - std::min(name.size(), std::string(ending).size());

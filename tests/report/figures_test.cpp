@@ -225,6 +225,23 @@ TEST_F(Figures, AlphaOfTheNetworkOrOfEachLayer) {
   EXPECT_EQ(find(figures_of({"b"}), "alpha")->panels.size(), 2U);
 }
 
+// How it is drawn: tests/report/in_browser.sh.
+TEST_F(Figures, ALineOfOneValueIsDrawnAsAPoint) {
+  write_run("a", 1, 0.9);
+  for (const Figure& figure : figures_of({"a"})) {
+    for (const Panel& panel : figure.panels) {
+      const Json layers = panel.spec.value("layer", Json::array());
+      const auto has = [&](const char* mark) {
+        return std::any_of(layers.begin(), layers.end(),
+                           [&](const Json& l) { return l["mark"]["type"] == mark || l["mark"].contains(mark); });
+      };
+      if (has("line")) {
+        EXPECT_TRUE(has("point")) << figure.id;
+      }
+    }
+  }
+}
+
 TEST_F(Figures, ALossThatIsNotFiniteIsAGap) {
   write("a/metrics.jsonl", R"({"event":"step","step":1,"loss":2.0})"
                            "\n"

@@ -66,6 +66,10 @@ TEST(Groups, OneGroupIsNamedByWhatItsFoldersHaveInCommon) {
   EXPECT_EQ(labels(group_runs({with("a-1.5,seed=1", same), with("a-1.5,seed=2", same)}, false)), (Labels{"a-1.5"}))
       << "cells of a sweep";
   EXPECT_EQ(labels(group_runs({with("x", same), with("y", same)}, false)), (Labels{"x"}));
+  const std::string automatic = "20261120T040507Z-resnet20-set-41df2da2",
+                    later = "20261121T220001Z-resnet20-set-00a1b2c3";
+  EXPECT_EQ(labels(group_runs({with(automatic, same), with(later, same)}, false)), (Labels{"resnet20-set"}));
+  EXPECT_EQ(labels(group_runs({with(automatic, same)}, false)), (Labels{automatic}));
 }
 
 TEST(Groups, RunsWithoutAConfigurationStandAlone) {

@@ -41,5 +41,10 @@ train "$name" method.name=rigl method.every=10it
 grep -q 'Vega\|<svg' figures/loss.svg
 "$program" report a1 --format json --figure weights -o weights.json >/dev/null
 grep -q '"concat"' weights.json
+# A run of one epoch: its lines have one point.
+train short train.epochs=1
+"$program" report short --format svg --figure accuracy -o short.svg >/dev/null
+grep -q 'aria-roledescription="point"' short.svg
+if grep -q '>1\.000000<' short.svg; then echo "the one epoch is written as 1.000000" && exit 1; fi
 
 node "$here/in_browser.cjs" "$browser" "$modules/playwright-core" "$folder" "${3:-}"
