@@ -6,21 +6,10 @@
 #include <optional>
 
 #include "espalier/core/error.h"
+#include "espalier/train/environment.h"
 
 namespace espalier::continual {
 namespace {
-
-/// While it lives, what this thread computes is computed by it alone.
-class OneThread {
- public:
-  OneThread() : threads_(at::get_num_threads()) { at::set_num_threads(1); }
-  ~OneThread() { at::set_num_threads(threads_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  int threads_;
-};
 
 /// f(batch number) for every batch, several at a time, each on one thread.
 void each_batch(nn::Network& network, const data::Loader& batches,

@@ -261,6 +261,17 @@ int usable_cores() {
   return std::max(1, quota > 0 && std::ceil(quota) < cores ? static_cast<int>(std::ceil(quota)) : cores);
 }
 
+namespace {
+
+void use_threads(int n) {
+  at::set_num_threads(n);
+  omp_set_num_threads(n);
+  // An OpenBLAS with threads of its own (libopenblas0-pthread) does not follow OpenMP.
+  if (const auto openblas = loaded<void(int)>("openblas_set_num_threads")) openblas(n);
+}
+
+}  // namespace
+
 void set_threads(int n) {
   ESPALIER_CHECK(n >= 0, ErrorKind::usage, "threads = {}: expected 0 (all usable cores) or more", n);
   const int usable = usable_cores();
@@ -269,10 +280,30 @@ void set_threads(int n) {
     log_warning(fmt::format("{} threads, but this process may use {} core{}: they will get in each other's way", n,
                             usable, usable == 1 ? "" : "s"));
   }
-  at::set_num_threads(n);
-  omp_set_num_threads(n);
-  // An OpenBLAS with threads of its own (libopenblas0-pthread) does not follow OpenMP.
-  if (const auto openblas = loaded<void(int)>("openblas_set_num_threads")) openblas(n);
+  use_threads(n);
+}
+
+OneThread::OneThread() : threads_(at::get_num_threads()) { use_threads(1); }
+OneThread::~OneThread() { use_threads(threads_); }
+
+std::map<std::string, double> CoreWaits::now() {
+  std::map<std::string, double> waits;
+  std::error_code none;  // a thread may end meanwhile
+  for (const auto& thread : fs::directory_iterator("/proc/self/task", none)) {
+    std::ifstream file(thread.path() / "schedstat");
+    double ran = 0, waited = 0;  // nanoseconds
+    if (file >> ran >> waited) waits[thread.path().filename()] = 1e-3 * waited;
+  }
+  return waits;
+}
+
+double CoreWaits::longest_microseconds() const {
+  double longest = 0;
+  for (const auto& [thread, waited] : now()) {
+    const auto before = before_.find(thread);
+    longest = std::max(longest, waited - (before == before_.end() ? 0 : before->second));
+  }
+  return longest;
 }
 
 Environment environment() {

@@ -30,8 +30,10 @@ namespace fs = std::filesystem;
 
 /// Weights of a layer beyond which a dense one is not even built to be timed: 1 GiB, and as much for its gradient.
 constexpr std::int64_t kLargestDense = std::int64_t{1} << 28;
-constexpr int kSamples = 5;
+constexpr std::size_t kSamples = 5;
 constexpr double kSampleMicroseconds = 1000;
+constexpr double kPatienceMicroseconds = 50'000;  // with samples that others have disturbed
+constexpr double kWaitingShare = 0.1;             // of a sample, above which others have disturbed it
 
 /// Numbers for a tensor that draw from no generator: those of a run must stay as they are.
 at::Tensor filled(at::IntArrayRef shape) {
@@ -39,20 +41,62 @@ at::Tensor filled(at::IntArrayRef shape) {
   return torch::arange(n).remainder(17).sub(8).div(8).to(torch::kFloat).view(shape);
 }
 
+double wall_microseconds() {
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Of this thread.
+double processor_microseconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return 1e6 * static_cast<double>(time.tv_sec) + 1e-3 * static_cast<double>(time.tv_nsec);
+}
+
 template <class F>
-double median_microseconds(const F& f) {
-  using Clock = std::chrono::steady_clock;
-  const auto time = [&](int repeats) {
-    const auto start = Clock::now();
-    for (int r = 0; r < repeats; ++r) f();
-    return std::chrono::duration<double, std::micro>(Clock::now() - start).count() / repeats;
-  };
+double microseconds_by(double (*clock)(), int repeats, const F& f) {
+  const double start = clock();
+  for (int r = 0; r < repeats; ++r) f();
+  return (clock() - start) / repeats;
+}
+
+template <class F>
+int repeats_of(double (*clock)(), const F& f) {
   f();
-  const int repeats = static_cast<int>(std::clamp(kSampleMicroseconds / std::max(time(1), 0.1), 1.0, 1000.0));
+  return static_cast<int>(std::clamp(kSampleMicroseconds / std::max(microseconds_by(clock, 1, f), 0.1), 1.0, 1000.0));
+}
+
+double median(std::vector<double> samples) {
+  const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
+  std::nth_element(samples.begin(), middle, samples.end());
+  return *middle;
+}
+
+/// Of samples during which no thread waited for a core; nothing if there are too few of them.
+template <class F>
+std::optional<double> undisturbed_microseconds(const F& f) {
+  int repeats = repeats_of(wall_microseconds, f);
   std::vector<double> samples;
-  for (int s = 0; s < kSamples; ++s) samples.push_back(time(repeats));
-  std::nth_element(samples.begin(), samples.begin() + kSamples / 2, samples.end());
-  return samples[kSamples / 2];
+  for (const double start = wall_microseconds(); samples.size() < kSamples;) {
+    const CoreWaits waits;
+    const double us = microseconds_by(wall_microseconds, repeats, f);
+    if (waits.longest_microseconds() <= kWaitingShare * us * repeats) {
+      samples.push_back(us);
+    } else {
+      if (wall_microseconds() - start > kPatienceMicroseconds) return {};
+      repeats = (repeats + 1) / 2;  // a shorter one may come through
+    }
+  }
+  return median(std::move(samples));
+}
+
+/// On one thread, whose processor time other programs lengthen little.
+template <class F>
+std::optional<double> one_thread_microseconds(const F& f) {
+  const OneThread alone;
+  const int repeats = repeats_of(processor_microseconds, f);
+  std::vector<double> samples;
+  for (std::size_t s = 0; s < kSamples; ++s) samples.push_back(microseconds_by(processor_microseconds, repeats, f));
+  return median(std::move(samples));
 }
 
 /// A layer to be timed: compressed, without an entry so far, and what goes into it.
@@ -81,15 +125,20 @@ nn::Activation tiles_of(const Candidate& c, const at::Tensor& plain) {
   return c.convolution ? nn::Activation(plain).images(ops::conv_halo(*c.convolution)) : nn::Activation(plain).tiled();
 }
 
-/// Forward and backward of the layer in both storages, and of the conversion between them.
-void time_layer(Candidate& c) {
+/// The layer in both storages and the conversion between them; nothing if other programs disturb it, which they cannot
+/// on one thread.
+std::optional<LayerTimes> time_layer(const Candidate& c, bool one_thread) {
+  const auto microseconds = [&](const auto& f) {
+    return one_thread ? one_thread_microseconds(f) : undisturbed_microseconds(f);
+  };
   const at::Tensor plain = filled(c.input);
   at::Tensor x = plain.clone().set_requires_grad(true), w = filled(c.weight).set_requires_grad(true);
   const at::Tensor dy = filled(c.output);
-  c.choice.dense_us = median_microseconds([&] {
+  const auto dense = microseconds([&] {
     dense_layer(c, x, w).backward(dy);
     x.mutable_grad() = w.mutable_grad() = at::Tensor();
   });
+  if (!dense) return {};
 
   const auto layer = compressed_layer(c);
   layer->weight()->keep(
@@ -103,11 +152,13 @@ void time_layer(Candidate& c) {
                          : static_cast<nn::SparseLinearImpl&>(*layer).forward(in);
   };
   const at::Tensor gradient = torch::zeros_like(forward().data());
-  c.choice.compressed_us = median_microseconds([&] {
+  const auto compressed = microseconds([&] {
     forward().data().backward(gradient);
     data.mutable_grad() = values.mutable_grad() = at::Tensor();
   });
-  c.choice.conversion_us = median_microseconds([&] { tiles_of(c, plain).plain(); });
+  const auto conversion = compressed ? microseconds([&] { tiles_of(c, plain).plain(); }) : std::nullopt;
+  if (!conversion) return {};
+  return LayerTimes{*dense, *compressed, *conversion, one_thread};
 }
 
 /// The storages with the least time in all: along the layers, the best way to each storage of each. The first layer
@@ -120,9 +171,9 @@ void choose(std::vector<Candidate>& candidates) {
     std::array<double, 2> next{};
     from.push_back({});
     for (const int to : {kPlain, kTiles}) {
-      const double stay = best[to], change = best[1 - to] + c.choice.conversion_us;
+      const double stay = best[to], change = best[1 - to] + c.choice.times.conversion_us;
       from.back()[to] = stay <= change ? to : 1 - to;
-      next[to] = std::min(stay, change) + (to == kTiles ? c.choice.compressed_us : c.choice.dense_us);
+      next[to] = std::min(stay, change) + (to == kTiles ? c.choice.times.compressed_us : c.choice.times.dense_us);
       if (to == kPlain && !c.measurable) next[to] = std::numeric_limits<double>::infinity();
     }
     best = next;
@@ -155,14 +206,34 @@ Json load_cache() {
   return Json::object();
 }
 
-void save_cache(const Json& cache) {
+/// Beside what other runs have measured meanwhile.
+void add_to_cache(const Json& measured) {
   const fs::path path = cache_file();
-  if (path.empty()) return;
+  if (path.empty() || measured.empty()) return;
   try {
+    Json cache = load_cache();
+    cache.update(measured);
     fs::create_directories(path.parent_path());
     write_file_atomically(path, to_json_text(cache));
   } catch (const std::exception& e) {
     log(LogLevel::debug, fmt::format("storage cache: {}", e.what()));
+  }
+}
+
+Json to_json(const LayerTimes& times) {
+  return {{"dense_us", times.dense_us},
+          {"compressed_us", times.compressed_us},
+          {"conversion_us", times.conversion_us},
+          {"one_thread", times.one_thread}};
+}
+
+std::optional<LayerTimes> known_times(const Json& cache, const std::string& key) {
+  try {
+    const Json& entry = cache.at(key);
+    return LayerTimes{entry.at("dense_us"), entry.at("compressed_us"), entry.at("conversion_us"),
+                      entry.at("one_thread")};
+  } catch (const Json::exception&) {  // not there, or not as we write it
+    return {};
   }
 }
 
@@ -225,27 +296,23 @@ std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::Input
   }
   const bool global = config.sparsity.distribution == "global";
   const auto budgets = allocate(shapes, sizes, sparsity, global ? "uniform" : config.sparsity.distribution);
-  Json cache = load_cache();
-  bool measured = false;
+  const Json cache = load_cache();
+  Json measured = Json::object();
   for (std::size_t i = 0; i < candidates.size(); ++i) {
     LayerChoice& c = candidates[i].choice;
     c.nnz = budgets[i];
     if (!candidates[i].measurable) continue;
     const std::string key = key_of(c, config.train.batch_size);
-    const auto known = cache.find(key);
-    const bool usable = known != cache.end() && known->is_array() && known->size() == 3 &&
-                        std::all_of(known->begin(), known->end(), [](const Json& t) { return t.is_number(); });
-    if (usable) {
-      c.dense_us = (*known)[0];
-      c.compressed_us = (*known)[1];
-      c.conversion_us = (*known)[2];
-    } else {
-      time_layer(candidates[i]);
-      cache[key] = {c.dense_us, c.compressed_us, c.conversion_us};
-      measured = true;
+    std::optional<LayerTimes> times = known_times(measured, key);  // of a layer like this one
+    if (!times) times = known_times(cache, key);
+    if (!times || (times->one_thread && !measured.contains(key))) {
+      if (const auto all_threads = time_layer(candidates[i], /*one_thread=*/false)) times = all_threads;
+      if (!times) times = time_layer(candidates[i], /*one_thread=*/true);
+      measured[key] = to_json(*times);
     }
+    c.times = *times;
   }
-  if (measured) save_cache(cache);
+  add_to_cache(measured);
   choose(candidates);
   std::vector<LayerChoice> choices;
   for (const Candidate& c : candidates) choices.push_back(c.choice);
@@ -262,16 +329,23 @@ nn::Compress compressed_layers(const std::vector<LayerChoice>& choices) {
 std::string to_text(const std::vector<LayerChoice>& choices) {
   std::string text;
   for (const auto& c : choices) {
-    if (c.dense_us == 0) {
-      text += fmt::format("{}storage of {} ({}): compressed; a dense weight would take {:.1f} GB",
-                          text.empty() ? "" : "\n", c.layer, c.shape, 4e-9 * static_cast<double>(c.weights));
+    if (!text.empty()) text += '\n';
+    if (c.times.dense_us == 0) {
+      text += fmt::format("storage of {} ({}): compressed; a dense weight would take {:.1f} GB", c.layer, c.shape,
+                          4e-9 * static_cast<double>(c.weights));
       continue;
     }
     text += fmt::format(
-        "{}storage of {} ({}, density {:.3g}): {}; a batch forward and backward takes {:.0f} us dense, {:.0f} us "
-        "compressed, {:.0f} us between plain tensors and tiles",
-        text.empty() ? "" : "\n", c.layer, c.shape, static_cast<double>(c.nnz) / static_cast<double>(c.weights),
-        c.compressed ? "compressed" : "masked", c.dense_us, c.compressed_us, c.conversion_us);
+        "storage of {} ({}, density {:.3g}): {}; a batch forward and backward takes {:.0f} us dense, {:.0f} us "
+        "compressed, {:.0f} us between plain tensors and tiles{}",
+        c.layer, c.shape, static_cast<double>(c.nnz) / static_cast<double>(c.weights),
+        c.compressed ? "compressed" : "masked", c.times.dense_us, c.times.compressed_us, c.times.conversion_us,
+        c.times.one_thread ? ", on one thread" : "");
+  }
+  if (std::any_of(choices.begin(), choices.end(), [](const LayerChoice& c) { return c.times.one_thread; })) {
+    text +=
+        "\nstorage: other programs kept the cores busy, so the layers above that say so were timed on one thread; the "
+        "next run tries again";
   }
   return text;
 }

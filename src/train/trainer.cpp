@@ -360,9 +360,9 @@ class Run {
       macs_dense += l.macs_dense;
       layers.push_back({{"name", l.name}, {"path", l.storage}, {"shape", l.shape}, {"nnz", l.nnz}, {"macs", l.macs}});
       for (const LayerChoice& c : model_.choices) {
-        if (c.layer + ".weight" != l.name || c.dense_us == 0) continue;
-        layers.back()["dense_us"] = c.dense_us;
-        layers.back()["compressed_us"] = c.compressed_us;
+        if (c.layer + ".weight" != l.name || c.times.dense_us == 0) continue;
+        layers.back()["dense_us"] = c.times.dense_us;
+        layers.back()["compressed_us"] = c.times.compressed_us;
       }
     }
     for (const auto& p : model_.network->parameters()) parameters += p.numel();

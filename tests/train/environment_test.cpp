@@ -1,13 +1,17 @@
 #include "espalier/train/environment.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
+#include <omp.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "espalier/core/error.h"
 #include "espalier/core/log.h"
+#include "train/busy_cores.h"
 
 namespace espalier {
 namespace {
@@ -277,6 +281,36 @@ TEST(EnvironmentJson, ThisMachineIsFilledIn) {
   EXPECT_EQ(e.allocator, "the C library's");  // tests are not linked with another
   EXPECT_TRUE(fs::path(e.blas.library).is_absolute()) << e.blas.library;
   EXPECT_NE(e.blas.provider, "");
+}
+
+TEST(CoreWaits, GrowWhileOthersHaveTheCores) {
+  if (!fs::exists("/proc/self/schedstat")) GTEST_SKIP() << "the system does not say how long threads wait";
+  const CoreWaits before;
+  double within = 0;
+  {
+    const testing::BusyCores others;
+    const CoreWaits waits;
+    const auto start = std::chrono::steady_clock::now();
+    while (std::chrono::steady_clock::now() - start < std::chrono::milliseconds(300)) {
+    }
+    within = waits.longest_microseconds();
+  }
+  EXPECT_GT(within, 10'000);   // a third of the time, if cores are shared fairly
+  EXPECT_LT(within, 400'000);  // of one thread, in microseconds
+  EXPECT_GE(before.longest_microseconds(), within);
+}
+
+TEST(OneThread, ComputesAloneWhileItLives) {
+  const int threads = at::get_num_threads();
+  set_threads(usable_cores());
+  {
+    const OneThread alone;
+    EXPECT_EQ(at::get_num_threads(), 1);
+    EXPECT_EQ(omp_get_max_threads(), 1);
+  }
+  EXPECT_EQ(at::get_num_threads(), usable_cores());
+  EXPECT_EQ(omp_get_max_threads(), usable_cores());
+  set_threads(threads);
 }
 
 }  // namespace

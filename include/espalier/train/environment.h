@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -40,6 +41,30 @@ int usable_cores();
 /// Threads for LibTorch, OpenMP and BLAS in this thread and those to come. 0 = $OMP_NUM_THREADS if set, else all usable
 /// cores (LibTorch's own default can be half of them). More than usable: a warning. Throws Error(usage) if n < 0.
 void set_threads(int n);
+
+/// While it lives, what this thread computes is computed by it alone.
+class OneThread {
+ public:
+  OneThread();
+  ~OneThread();
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_;
+};
+
+/// How long threads of this process have been ready to compute while others had the cores: what is timed meanwhile was
+/// not alone. Always 0 where the system does not say (schedstat of Linux).
+class CoreWaits {
+ public:
+  CoreWaits() : before_(now()) {}
+  double longest_microseconds() const;  ///< of one thread, since this was made
+
+ private:
+  static std::map<std::string, double> now();  // by thread, since it began
+  std::map<std::string, double> before_;
+};
 
 struct Environment {
   struct Blas {
