@@ -207,7 +207,7 @@ void CompressedWeight::adopt(std::string name, std::int64_t layer, const Reparam
 }
 
 at::Tensor CompressedWeight::draw(const at::Tensor& positions) const {
-  if (draw_) return draw_(positions);
+  if (draw_) return draw_(positions).to(values_.scalar_type());
   return torch::zeros({positions.numel()}, values_.scalar_type());
 }
 
@@ -237,6 +237,7 @@ void CompressedWeight::store(std::shared_ptr<kernels::Compressed> matrix, const 
   matrix_ = std::move(matrix);
   phi_.set_data(phi);
   if (w.defined()) values_.set_data(w);
+  values_.mutable_grad() = phi_.mutable_grad() = at::Tensor();  // of other entries: a sum with the next would be wrong
   frozen_ = power_ = at::Tensor();
   forget_forward();
 }

@@ -439,6 +439,29 @@ TEST(CompressedWeight, KeepsTheTensorThatTheOptimiserKnows) {
   EXPECT_TRUE(s.parameter().requires_grad());
 }
 
+// A loop of one's own: zero_grad() before each step leaves gradients where they are, of other entries after a change.
+TEST(SparseLinear, AGradientDoesNotOutliveItsEntries) {
+  nn::SparseLinear layer(torch::nn::LinearOptions(6, 5).bias(false));
+  CompressedWeight& weight = *layer->weight();
+  weight.keep(positions({1, 5, 12, 29}));
+  const at::Tensor x = torch::rand({7, 6});
+  const Rewiring changes[] = {{positions({5}), positions({6, 7}), torch::ones({2}), {}},
+                              {positions({6}), positions({8}), torch::ones({1}), {}}};
+  for (const Rewiring& change : changes) {
+    layer->forward(x).sum().backward();
+    weight.rewire(change);
+    layer->zero_grad();
+    layer->forward(x).sum().backward();  // dL/dw = the sum of the input of its column
+    const at::Tensor expected = x.sum(0).index_select(0, weight.active().remainder(6));
+    EXPECT_TRUE(torch::allclose(std::get<0>(weight.parameter().grad().sort()), std::get<0>(expected.sort()), 1e-5));
+    weight.from_dense(layer->to_dense());
+    EXPECT_FALSE(weight.parameter().grad().defined());
+    layer->forward(x).sum().backward();
+    weight.restore(weight.archive());
+    EXPECT_FALSE(weight.parameter().grad().defined());
+  }
+}
+
 TEST(CompressedWeight, WrongPositionsChangeNothing) {
   CompressedWeight s("w", {2, 3}, torch::kDouble);
   s.from_dense(torch::tensor({1.0, 0.0, 3.0, 0.0, 5.0, 6.0}, torch::kDouble).view({2, 3}));

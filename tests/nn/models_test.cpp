@@ -431,6 +431,20 @@ TEST(Models, DropoutDropsInTrainingAndDrawsFromTheDefaultGenerator) {
   EXPECT_NEAR(zeros["dropout1"], zeros["fc1"] + 0.25 * (1 - zeros["fc1"]), 0.0055);
 }
 
+TEST(Models, BecomeDoubleBeforeTheyHaveEntries) {
+  ModelOptions o = named("lenet-300-100");
+  const auto masked = make_model(o, kMnist, 10, 5, [](const std::string&) { return false; });
+  o.storage = "compressed";
+  const auto compressed = make_model(o, kMnist, 10, 5);
+  compressed->to(torch::kDouble);
+  const auto weights = compressed_weights(*compressed);
+  weights[0]->keep(torch::arange(50, torch::kInt64));
+  for (const auto& w : weights) EXPECT_EQ(w->stored_values().scalar_type(), torch::kDouble);
+  const auto first = masked->named_parameters()["fc1.weight"].flatten().slice(0, 0, 50).to(torch::kDouble);
+  EXPECT_TRUE(weights[0]->weights().equal(first));
+  EXPECT_EQ(compressed->forward(torch::rand({2, 1, 28, 28}, torch::kDouble)).scalar_type(), torch::kDouble);
+}
+
 // The same network in both storages: outputs, statistics of batch norm and gradients, in training and in evaluation.
 TEST(Models, AreTheSameInBothStorages) {
   for (const char* name : {"resnet20", "wrn-28-2", "resnet50", "lenet-5", "cifar10-cnn", "mlp"}) {

@@ -85,7 +85,7 @@ class CompressedWeight : public SparseWeight {
   at::Tensor values() const override;
   std::optional<InitialDraw> initial_draw() const override;
   void keep(const at::Tensor& positions) override;
-  /// Throws Error(usage) after `set_masks`.
+  /// Throws Error(usage) after `set_masks`. A gradient that is there is let go, as by all that changes the entries.
   void rewire(const Rewiring& change) override;
   void set_trainable(const at::Tensor& positions) override;
   at::Tensor trainable() const override;
