@@ -1,14 +1,55 @@
 #include "espalier/nn/compressed_layer.h"
 
+#include <fmt/format.h>
 #include <torch/torch.h>
 
+#include "espalier/core/error.h"
+
 namespace espalier::nn {
+namespace {
+
+const char* const kIndices[] = {"crow_indices", "col_indices"};
+
+}  // namespace
 
 CompressedLayer::CompressedLayer(const char* kind, std::shared_ptr<CompressedWeight> weight, bool with_bias)
     : torch::nn::Module(kind), weight_(std::move(weight)) {
   // The parameter keeps its TensorImpl while entries come and go.
   register_parameter("values", weight_->parameter());
   if (with_bias) bias = register_parameter("bias", torch::zeros({weight_->shape()[0]}, weight_->stored_type()));
+}
+
+void CompressedLayer::save(torch::serialize::OutputArchive& archive) const {
+  const std::string prefix = weight_->name() + ".";
+  for (const auto& [name, tensor] : weight_->state()) {
+    const std::string key = name.substr(prefix.size());
+    archive.write(key, tensor, /*is_buffer=*/key != "values");
+  }
+  if (bias.defined()) archive.write("bias", bias);
+}
+
+void CompressedLayer::load(torch::serialize::InputArchive& archive) {
+  const torch::NoGradGuard no_grad;
+  at::Tensor read;
+  if (bias.defined()) {
+    ESPALIER_CHECK(archive.try_read("bias", read) && read.sizes() == bias.sizes(), ErrorKind::data,
+                   "{}: the archive has {}; expected one of [{}]", weight_->name(),
+                   read.defined() ? fmt::format("a bias of [{}]", fmt::join(read.sizes(), ", ")) : "no bias",
+                   bias.size(0));
+  }
+  const at::Tensor new_bias = read;
+  NamedTensors tensors;
+  const auto take = [&](const char* key, bool is_buffer, const std::string& name) {
+    at::Tensor tensor;
+    if (archive.try_read(key, tensor, is_buffer)) tensors.emplace_back(name, tensor);
+  };
+  for (const char* key : kIndices) take(key, /*is_buffer=*/true, weight_->name() + "." + key);
+  take("values", /*is_buffer=*/false, weight_->name() + ".values");
+  take("weight", /*is_buffer=*/false, weight_->name());
+  ESPALIER_CHECK(weight_->load_state(tensors), ErrorKind::data,
+                 "{}: the archive has neither values with crow_indices and col_indices nor a dense weight",
+                 weight_->name());
+  if (bias.defined()) bias.copy_(new_bias);
 }
 
 }  // namespace espalier::nn

@@ -57,12 +57,12 @@ WeightLayer made(const Options& options, bool compressed) {
   WeightLayer layer;
   if (compressed) {
     const auto sparse = std::make_shared<Sparse>(options);
-    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->forward(x); }, {}, {}};
+    layer = {sparse, [impl = sparse.get()](const Activation& x) { return impl->compute(x); }, {}, {}};
     if constexpr (std::is_same_v<Sparse, SparseConv2dImpl>) {
       layer.fork = [impl = sparse.get()](const Activation& x) { return impl->fork(x); };
     } else {
       layer.beside_relu = [impl = sparse.get()](const Activation& x, const ops::BesideRelu& relu) {
-        return impl->forward(x, relu);
+        return impl->compute(x, relu);
       };
     }
   } else {

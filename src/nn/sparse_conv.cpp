@@ -97,7 +97,7 @@ bool SparseConv2dImpl::takes_alone(const Activation& x) {
          !torch::GradMode::is_enabled();
 }
 
-Activation SparseConv2dImpl::forward(const Activation& x) { return convolved(x, false).first; }
+Activation SparseConv2dImpl::compute(const Activation& x) { return convolved(x, false).first; }
 
 std::pair<Activation, Activation> SparseConv2dImpl::fork(const Activation& x) { return convolved(x, true); }
 

@@ -39,7 +39,7 @@ std::shared_ptr<SparseLinearImpl> SparseLinearImpl::from_dense(const torch::nn::
   return layer;
 }
 
-Activation SparseLinearImpl::forward(const Activation& x, const ops::BesideRelu& relu) {
+Activation SparseLinearImpl::compute(const Activation& x, const ops::BesideRelu& relu) {
   const Activation in = x.tiled();
   // First the structure: values of a layer that nobody made sparse are only drawn now.
   const auto matrix = weight()->matrix();

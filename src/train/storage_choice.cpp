@@ -148,8 +148,8 @@ std::optional<LayerTimes> time_layer(const Candidate& c, bool one_thread) {
   at::Tensor data = tiles.data().clone().set_requires_grad(true);
   const nn::Activation in = tiles.map([&](const at::Tensor&) { return data; });
   const auto forward = [&] {
-    return c.convolution ? static_cast<nn::SparseConv2dImpl&>(*layer).forward(in)
-                         : static_cast<nn::SparseLinearImpl&>(*layer).forward(in);
+    return c.convolution ? static_cast<nn::SparseConv2dImpl&>(*layer).compute(in)
+                         : static_cast<nn::SparseLinearImpl&>(*layer).compute(in);
   };
   const at::Tensor gradient = torch::zeros_like(forward().data());
   const auto compressed = microseconds([&] {

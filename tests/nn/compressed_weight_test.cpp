@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <functional>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -437,6 +439,84 @@ TEST(CompressedWeight, KeepsTheTensorThatTheOptimiserKnows) {
   EXPECT_EQ(s.parameter().unsafeGetTensorImpl(), impl);
   EXPECT_EQ(s.parameter().numel(), 4);
   EXPECT_TRUE(s.parameter().requires_grad());
+}
+
+template <class Layer>
+void expect_archive_has_the_entries(const std::function<Layer()>& make, const at::Tensor& x) {
+  Layer saved = make();
+  const at::Tensor w = torch::randn(saved->weight()->shape()) * torch::rand(saved->weight()->shape()).lt(0.3);
+  saved->weight()->from_dense(w);
+  {
+    const torch::NoGradGuard no_grad;
+    saved->bias.copy_(torch::randn_like(saved->bias));
+  }
+  const at::Tensor y = saved->forward(x);
+  std::stringstream file;
+  torch::save(saved, file);
+  Layer untouched = make(), other = make();
+  other->weight()->keep(positions({1, 2, 3}));
+  const void* parameter = other->weight()->parameter().unsafeGetTensorImpl();
+  for (Layer* layer : {&untouched, &other}) {
+    file.seekg(0);
+    torch::load(*layer, file);
+    EXPECT_TRUE((*layer)->to_dense().equal(w));
+    EXPECT_TRUE((*layer)->forward(x).equal(y));
+  }
+  EXPECT_EQ(other->weight()->parameter().unsafeGetTensorImpl(), parameter);
+  EXPECT_EQ(other->parameters().front().unsafeGetTensorImpl(), parameter);
+}
+
+TEST(SparseLinear, ItsEntriesTravelWithTorchsArchives) {
+  expect_archive_has_the_entries<nn::SparseLinear>([] { return nn::SparseLinear(8, 3); }, torch::randn({20, 8}));
+  // In a network beside other layers, and from a dense layer's archive.
+  torch::nn::Sequential net(nn::SparseLinear(8, 3), torch::nn::ReLU(), torch::nn::Linear(3, 2)),
+      again(nn::SparseLinear(8, 3), torch::nn::ReLU(), torch::nn::Linear(3, 2));
+  net->ptr<nn::SparseLinearImpl>(0)->weight()->keep(positions({0, 7, 23}));
+  const at::Tensor x = torch::randn({5, 8});
+  std::stringstream file, dense_file;
+  torch::save(net, file);
+  torch::load(again, file);
+  EXPECT_TRUE(again->forward(x).equal(net->forward(x)));
+  torch::nn::Linear dense(8, 3);
+  {
+    const torch::NoGradGuard no_grad;
+    dense->weight.mul_(torch::rand({3, 8}).lt(0.5));
+  }
+  torch::save(dense, dense_file);
+  nn::SparseLinear layer(8, 3);
+  torch::load(layer, dense_file);
+  EXPECT_TRUE(layer->to_dense().equal(dense->weight));
+  EXPECT_TRUE(layer->bias.equal(dense->bias));
+}
+
+TEST(SparseConv2d, ItsEntriesTravelWithTorchsArchives) {
+  expect_archive_has_the_entries<nn::SparseConv2d>(
+      [] { return nn::SparseConv2d(torch::nn::Conv2dOptions(4, 5, 3).padding(1)); }, torch::randn({20, 4, 7, 7}));
+}
+
+TEST(SparseLinear, RefusesAnArchiveOfSomethingElse) {
+  nn::SparseLinear layer(8, 3);
+  layer->weight()->keep(positions({0, 7, 23}));
+  const at::Tensor before = layer->to_dense();
+  const auto error_of = [&](const auto& module) {
+    std::stringstream file;
+    torch::save(module, file);
+    try {
+      torch::load(layer, file);
+    } catch (const Error& e) {
+      EXPECT_EQ(e.kind(), ErrorKind::data);
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(error_of(torch::nn::Linear(7, 3)), "weight: has shape [3, 7]; the model needs [3, 8]");
+  EXPECT_EQ(error_of(torch::nn::Linear(8, 4)), "weight: the archive has a bias of [4]; expected one of [3]");
+  EXPECT_EQ(error_of(torch::nn::Linear(torch::nn::LinearOptions(8, 3).bias(false))),
+            "weight: the archive has no bias; expected one of [3]");
+  EXPECT_EQ(error_of(torch::nn::BatchNorm1d(torch::nn::BatchNormOptions(3))),
+            "weight: has shape [3]; the model needs [3, 8]");
+  EXPECT_NE(error_of(nn::SparseLinear(9, 3)).find("weight: "), std::string::npos);
+  EXPECT_TRUE(layer->to_dense().equal(before));
 }
 
 // A loop of one's own: zero_grad() before each step leaves gradients where they are, of other entries after a change.

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
@@ -443,6 +444,26 @@ TEST(Models, BecomeDoubleBeforeTheyHaveEntries) {
   const auto first = masked->named_parameters()["fc1.weight"].flatten().slice(0, 0, 50).to(torch::kDouble);
   EXPECT_TRUE(weights[0]->weights().equal(first));
   EXPECT_EQ(compressed->forward(torch::rand({2, 1, 28, 28}, torch::kDouble)).scalar_type(), torch::kDouble);
+}
+
+TEST(Models, TravelWithTorchsArchives) {
+  for (const char* name : {"resnet20", "lenet-5"}) {
+    ModelOptions o = named(name);
+    o.storage = "compressed";
+    const InputShape input = meant_for(name);
+    const auto saved = make_model(o, input, 10, 5), loaded = make_model(o, input, 10, 6);
+    for (const auto& w : compressed_weights(*saved)) {
+      w->keep(torch::tensor(random_subset(w->numel(), w->numel() / 5, RandomStream(1, Purpose::test))));
+    }
+    const auto images = torch::rand({4, input.channels, input.height, input.width});
+    saved->forward(images);  // batch norm's statistics
+    std::stringstream file;
+    torch::save(saved, file);
+    torch::load(loaded, file);
+    saved->eval();
+    loaded->eval();
+    EXPECT_TRUE(loaded->forward(images).equal(saved->forward(images))) << name;
+  }
 }
 
 // The same network in both storages: outputs, statistics of batch norm and gradients, in training and in evaluation.

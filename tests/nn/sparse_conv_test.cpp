@@ -45,7 +45,7 @@ TEST(SparseConv2d, IsTheDenseLayerWithTheSameWeights) {
         {
           const torch::NoGradGuard no_grad;  // few images are taken one by one
           EXPECT_TRUE(torch::allclose(sparse->forward(x), y, 1e-12, 1e-12));
-          EXPECT_EQ(sparse->forward(Activation(x)).is_images(), batch > 8);
+          EXPECT_EQ(sparse->compute(x).is_images(), batch > 8);
         }
         const auto dy = torch::randn_like(y);
         dense->zero_grad();
@@ -151,9 +151,9 @@ TEST(SparseConv2d, KeepsImagesBetweenLayers) {
   first->weight()->from_dense(torch::randn({5, 3, 5, 5}));
   second->weight()->from_dense(torch::randn({4, 5, 3, 3}));
   const auto x = torch::randn({3, 3, 8, 8});
-  const Activation between = first->forward(Activation(x));
+  const Activation between = first->compute(x);
   ASSERT_TRUE(between.is_images());
-  const Activation out = second->forward(between);
+  const Activation out = second->compute(between);
   ASSERT_TRUE(out.is_images());
   const auto expected =
       torch::conv2d(torch::conv2d(x, first->to_dense(), first->bias, 1, 2), second->to_dense(), second->bias, 2, 1);

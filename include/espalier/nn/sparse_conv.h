@@ -25,16 +25,16 @@ class SparseConv2dImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
 
+  /// [N, in, H, W] -> [N, out, H', W'], for any LibTorch model, torch::nn::Sequential too.
+  at::Tensor forward(const at::Tensor& x) { return compute(x).plain(); }
   /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
   /// for, a few images in [N, C, H, W] stay what they are.
-  Activation forward(const Activation& x);
+  Activation compute(const Activation& x);
   /// Whether images [N, C, H, W] stay what they are.
   static bool takes_alone(const Activation& x);
 
   /// The same, and x for its other use in a residual block, whose gradient is summed up with this one on the way.
   std::pair<Activation, Activation> fork(const Activation& x);
-  /// For somebody's plain LibTorch model: [N, in, H, W] -> [N, out, H', W'].
-  at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
 
   const kernels::ConvShape& shape() const { return shape_; }
 

@@ -20,10 +20,10 @@ class SparseLinearImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseLinearImpl> from_dense(const torch::nn::LinearImpl& dense);
 
+  /// [N, in] -> [N, out], for any LibTorch model, torch::nn::Sequential too.
+  at::Tensor forward(const at::Tensor& x) { return compute(x).plain(); }
   /// Tiles stay tiles; [N, in] is converted, and the result handed on in tiles.
-  Activation forward(const Activation& x, const ops::BesideRelu& relu = {});
-  /// For somebody's plain LibTorch model: [N, in] -> [N, out].
-  at::Tensor forward(const at::Tensor& x) { return forward(Activation(x)).plain(); }
+  Activation compute(const Activation& x, const ops::BesideRelu& relu = {});
 
   std::int64_t in_features() const { return weight()->shape()[1]; }
   std::int64_t out_features() const { return weight()->shape()[0]; }
