@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 
+#include <limits>
+
 #include "espalier/core/error.h"
+#include "espalier/nn/init.h"
 
 namespace espalier::nn {
 namespace {
@@ -17,6 +20,8 @@ CompressedLayer::CompressedLayer(const char* kind, std::shared_ptr<CompressedWei
   // The parameter keeps its TensorImpl while entries come and go.
   register_parameter("values", weight_->parameter());
   if (with_bias) bias = register_parameter("bias", torch::zeros({weight_->shape()[0]}, weight_->stored_type()));
+  const at::Tensor seed = torch::randint(std::numeric_limits<std::int64_t>::max(), {}, torch::kInt64);
+  initialize(*this, "torch-default", static_cast<std::uint64_t>(seed.item<std::int64_t>()));
 }
 
 void CompressedLayer::save(torch::serialize::OutputArchive& archive) const {

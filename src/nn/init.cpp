@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <mutex>
 
 #include "espalier/core/error.h"
 #include "espalier/core/random.h"
@@ -200,6 +201,16 @@ void initialize(torch::nn::Module& model, const std::string& initializer, std::u
   };
   visit(model);  // by reference: it may live on the stack, where modules() must not include it
   for (const auto& module : model.modules(/*include_self=*/false)) visit(*module);
+}
+
+KeepDefaultGenerator::KeepDefaultGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
+  const std::lock_guard<std::mutex> lock(generator_.mutex());
+  state_ = generator_.get_state();
+}
+
+KeepDefaultGenerator::~KeepDefaultGenerator() {
+  const std::lock_guard<std::mutex> lock(generator_.mutex());
+  generator_.set_state(state_);
 }
 
 }  // namespace espalier::nn

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <mutex>
 
 #include "espalier/core/error.h"
 #include "espalier/nn/init.h"
@@ -16,25 +15,6 @@ namespace espalier::nn {
 namespace {
 
 using Layers = std::vector<std::string>;
-
-/// torch's layers draw weights when they are built; we draw our own, so the default generator is put back.
-class KeepDefaultGenerator {
- public:
-  KeepDefaultGenerator() : generator_(at::detail::getDefaultCPUGenerator()) {
-    const std::lock_guard<std::mutex> lock(generator_.mutex());
-    state_ = generator_.get_state();
-  }
-  ~KeepDefaultGenerator() {
-    const std::lock_guard<std::mutex> lock(generator_.mutex());
-    generator_.set_state(state_);
-  }
-  KeepDefaultGenerator(const KeepDefaultGenerator&) = delete;
-  KeepDefaultGenerator& operator=(const KeepDefaultGenerator&) = delete;
-
- private:
-  at::Generator generator_;
-  torch::Tensor state_;
-};
 
 /// The hidden widths of a model, all of them times one factor.
 class Scaled {

@@ -17,6 +17,7 @@
 #include "espalier/kernels/dispatch.h"
 #include "espalier/methods/allocate.h"
 #include "espalier/methods/sparsifier.h"
+#include "espalier/nn/init.h"
 #include "espalier/nn/sparse_conv.h"
 #include "espalier/nn/sparse_linear.h"
 #include "espalier/train/durable_file.h"
@@ -140,6 +141,7 @@ std::optional<LayerTimes> time_layer(const Candidate& c, bool one_thread) {
   });
   if (!dense) return {};
 
+  const nn::KeepDefaultGenerator untouched;
   const auto layer = compressed_layer(c);
   layer->weight()->keep(
       torch::tensor(random_subset(c.choice.weights, c.choice.nnz, RandomStream(1, Purpose::topology)), torch::kInt64));

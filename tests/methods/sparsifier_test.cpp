@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <sstream>
 
 #include "espalier/core/error.h"
 #include "espalier/methods/dense.h"
 #include "espalier/methods/magnitude.h"
 #include "espalier/methods/registry.h"
+#include "espalier/nn/sparse_conv.h"
 #include "espalier/nn/sparse_linear.h"
 
 namespace espalier {
@@ -289,6 +291,33 @@ TEST(Sparsifier, OptimiserStateAndRecordFollowTwoChangesInOneStep) {
     });
     EXPECT_EQ(seen, 1);
   }
+}
+
+// Built by hand of layers as they come, in plain LibTorch: trained, saved and loaded.
+TEST(Sparsifier, APlainSequentialOfSparseLayersLearns) {
+  torch::manual_seed(3);
+  const auto make = [] {
+    return torch::nn::Sequential(nn::SparseConv2d(torch::nn::Conv2dOptions(1, 8, 3).padding(1)), torch::nn::ReLU(),
+                                 torch::nn::Flatten(), nn::SparseLinear(8 * 64, 64), torch::nn::ReLU(),
+                                 torch::nn::Linear(64, 10));
+  };
+  torch::nn::Sequential net = make();
+  Sparsifier sparsifier(*net, make_method("set"), {}, SparsifierOptions().sparsity(0.8).steps_per_epoch(20));
+  torch::optim::Adam adam(sparsifier.parameters(), torch::optim::AdamOptions(1e-2));
+  const auto images = torch::randn({100, 1, 8, 8}), labels = images.flatten(1).narrow(1, 0, 10).argmax(1);
+  std::vector<double> losses;
+  for (int step = 0; step < 100; ++step) {
+    const auto loss = torch::cross_entropy_loss(net->forward(images), labels);
+    losses.push_back(loss.item<double>());
+    loss.backward();
+    sparsifier.step(adam);
+  }
+  EXPECT_LT(losses.back(), 0.2 * losses.front());
+  std::stringstream file;
+  torch::save(net, file);
+  torch::nn::Sequential loaded = make();
+  torch::load(loaded, file);
+  EXPECT_TRUE(loaded->forward(images).equal(net->forward(images)));
 }
 
 TEST(Sparsifier, RefusesWhatCannotWork) {

@@ -519,6 +519,35 @@ TEST(SparseLinear, RefusesAnArchiveOfSomethingElse) {
   EXPECT_TRUE(layer->to_dense().equal(before));
 }
 
+// As torch's layers: uniform within sqrt(1 / fan_in), by the default generator.
+TEST(SparseLinear, BeginsAsTheDenseLayerDoes) {
+  const auto drawn = [](auto make) {
+    torch::manual_seed(4);
+    auto first = make();
+    torch::manual_seed(4);
+    auto again = make(), other = make();
+    EXPECT_TRUE(first->to_dense().equal(again->to_dense()));
+    EXPECT_FALSE(again->to_dense().equal(other->to_dense()));
+    EXPECT_TRUE(first->bias.equal(again->bias));
+    return std::make_pair(first->to_dense().flatten(), first->bias.detach());
+  };
+  const auto expect_uniform = [](const at::Tensor& x, double bound) {
+    EXPECT_LE(x.abs().max().item<double>(), bound);
+    EXPECT_GT(x.abs().max().item<double>(), 0.9 * bound);
+    // Of n numbers within b: the mean within 5 deviations b / sqrt(3 n), the mean square b^2/3 within 5 of 0.3
+    // b^2/sqrt(n).
+    const double root = std::sqrt(static_cast<double>(x.numel()));
+    EXPECT_NEAR(x.mean().item<double>(), 0, 5 * bound / 1.7 / root);
+    EXPECT_NEAR(x.square().mean().item<double>(), bound * bound / 3, 5 * 0.3 * bound * bound / root);
+  };
+  const auto [linear, linear_bias] = drawn([] { return nn::SparseLinear(100, 300); });
+  expect_uniform(linear, 0.1);
+  expect_uniform(linear_bias, 0.1);
+  const auto [conv, conv_bias] = drawn([] { return nn::SparseConv2d(torch::nn::Conv2dOptions(8, 100, 3).groups(2)); });
+  expect_uniform(conv, 1.0 / 6);
+  expect_uniform(conv_bias, 1.0 / 6);
+}
+
 // A loop of one's own: zero_grad() before each step leaves gradients where they are, of other entries after a change.
 TEST(SparseLinear, AGradientDoesNotOutliveItsEntries) {
   nn::SparseLinear layer(torch::nn::LinearOptions(6, 5).bias(false));

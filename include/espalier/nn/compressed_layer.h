@@ -10,7 +10,8 @@
 namespace espalier::nn {
 
 /// Parameters: `values` [nnz], the kept weights in the canonical order of kernels/compressed.h, and `bias` [out].
-/// Starts with every position active; give it to a Sparsifier, or set entries with `from_dense` or `weight().keep(…)`.
+/// Starts as torch's dense layer does, uniform within sqrt(1 / fan_in) by torch's default generator, with every
+/// position active and none stored: give it to a Sparsifier, or set entries with `from_dense` or `weight().keep(…)`.
 class CompressedLayer : public torch::nn::Module {
  public:
   at::Tensor to_dense() const { return weight_->to_dense(); }

@@ -2,6 +2,7 @@
 /// on any number of threads and for any order of construction.
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <torch/nn/module.h>
 
 #include <cstdint>
@@ -36,5 +37,19 @@ torch::Tensor draw_again(const std::vector<std::int64_t>& shape, const torch::Te
 /// SparseLinear draws its entries when they are kept or looked at); batch norm gets
 /// weight 1, bias 0 and fresh statistics. Other modules are left alone. Values are written in place.
 void initialize(torch::nn::Module& model, const std::string& initializer, std::uint64_t seed);
+
+/// torch's layers, and SparseLinear and SparseConv2d, draw weights when they are built. Where ours are drawn
+/// afterwards, the default generator is put back at the end of this one's life.
+class KeepDefaultGenerator {
+ public:
+  KeepDefaultGenerator();
+  ~KeepDefaultGenerator();
+  KeepDefaultGenerator(const KeepDefaultGenerator&) = delete;
+  KeepDefaultGenerator& operator=(const KeepDefaultGenerator&) = delete;
+
+ private:
+  at::Generator generator_;
+  torch::Tensor state_;
+};
 
 }  // namespace espalier::nn
