@@ -44,9 +44,7 @@ struct Net : torch::nn::Module {
     }
   }
   at::Tensor forward(const at::Tensor& x) {
-    return layers[1]
-        ->forward(layers[0]->forward(nn::Activation(x)).map([](const at::Tensor& t) { return torch::tanh(t); }))
-        .plain();
+    return layers[1]->compute(layers[0]->compute(x).map([](const at::Tensor& t) { return torch::tanh(t); })).plain();
   }
   std::vector<std::shared_ptr<nn::SparseLinearImpl>> layers;
 };
