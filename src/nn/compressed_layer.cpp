@@ -24,6 +24,27 @@ CompressedLayer::CompressedLayer(const char* kind, std::shared_ptr<CompressedWei
   initialize(*this, "torch-default", static_cast<std::uint64_t>(seed.item<std::int64_t>()));
 }
 
+std::shared_ptr<torch::nn::Module> CompressedLayer::clone(const c10::optional<at::Device>& device) const {
+  ESPALIER_CHECK(!device || device->is_cpu(), ErrorKind::usage, "{}: cannot be cloned to {}: it computes on the CPU",
+                 name(), device->str());
+  const torch::NoGradGuard no_grad;
+  const KeepDefaultGenerator untouched;
+  const auto copy = another();
+  copy->weight_->copy_from(*weight_);
+  copy->parameters().front().set_requires_grad(parameters().front().requires_grad());
+  if (bias.defined()) {
+    copy->bias.copy_(bias);
+    copy->bias.set_requires_grad(bias.requires_grad());
+  }
+  copy->train(is_training());
+  return copy;
+}
+
+void CompressedLayer::pretty_print(std::ostream& stream) const {
+  stream << fmt::format("espalier::nn::{}({}, bias={}, {} of {} weights)", name(), options_text(), bias.defined(),
+                        weight_->nnz(), weight_->numel());
+}
+
 void CompressedLayer::save(torch::serialize::OutputArchive& archive) const {
   const std::string prefix = weight_->name() + ".";
   for (const auto& [name, tensor] : weight_->state()) {

@@ -257,6 +257,14 @@ void CompressedWeight::materialise() {
   set_entries(list_of({all, numel(), name(), "keep"}), reparametrisation_.inverse(draw(all)));
 }
 
+void CompressedWeight::copy_from(const CompressedWeight& other) {
+  const torch::NoGradGuard no_grad;
+  ESPALIER_ASSERT(shape() == other.shape() && is_virgin());
+  if (other.is_virgin()) return set_draw(other.draw_, other.largest_);
+  store(other.matrix_, reparametrisation_.inverse(other.values_.detach().clone()));
+  push();
+}
+
 void CompressedWeight::from_dense(const at::Tensor& dense) {
   const torch::NoGradGuard no_grad;
   ESPALIER_CHECK(dense.sizes() == at::IntArrayRef(shape()), ErrorKind::usage,

@@ -1,5 +1,6 @@
 #include "espalier/nn/sparse_conv.h"
 
+#include <fmt/format.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -90,6 +91,17 @@ std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::
   layer->weight()->from_dense(dense.weight);
   if (dense.bias.defined()) layer->bias.copy_(dense.bias);
   return layer;
+}
+
+std::shared_ptr<CompressedLayer> SparseConv2dImpl::another() const {
+  return std::make_shared<SparseConv2dImpl>(shape_, bias.defined(), weight()->stored_type());
+}
+
+std::string SparseConv2dImpl::options_text() const {
+  const auto pair = [](const kernels::ConvShape::Pair& p) { return fmt::format("[{}, {}]", p[0], p[1]); };
+  return fmt::format("{}, {}, kernel_size={}, stride={}, padding={}, dilation={}, groups={}", shape_.in, shape_.out,
+                     pair(shape_.kernel), pair(shape_.stride), pair(shape_.padding), pair(shape_.dilation),
+                     shape_.groups);
 }
 
 bool SparseConv2dImpl::takes_alone(const Activation& x) {

@@ -1,5 +1,6 @@
 #include "espalier/nn/sparse_linear.h"
 
+#include <fmt/format.h>
 #include <torch/torch.h>
 
 #include "espalier/core/error.h"
@@ -37,6 +38,23 @@ std::shared_ptr<SparseLinearImpl> SparseLinearImpl::from_dense(const torch::nn::
   layer->weight()->from_dense(dense.weight);
   if (dense.bias.defined()) layer->bias.copy_(dense.bias);
   return layer;
+}
+
+std::shared_ptr<CompressedLayer> SparseLinearImpl::another() const {
+  return std::make_shared<SparseLinearImpl>(
+      torch::nn::LinearOptions(in_features(), out_features()).bias(bias.defined()), weight()->stored_type());
+}
+
+std::string SparseLinearImpl::options_text() const {
+  return fmt::format("in_features={}, out_features={}", in_features(), out_features());
+}
+
+at::Tensor SparseLinearImpl::forward(const at::Tensor& x) {
+  if (x.dim() == 2 || x.dim() == 0 || x.size(-1) != in_features()) return compute(x).plain();
+  std::vector<std::int64_t> shape = x.sizes().vec();
+  shape.back() = out_features();
+  const std::int64_t samples = x.numel() / in_features();
+  return compute(x.reshape({samples, in_features()})).plain().view(shape);
 }
 
 Activation SparseLinearImpl::compute(const Activation& x, const ops::BesideRelu& relu) {

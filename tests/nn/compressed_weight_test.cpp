@@ -519,6 +519,60 @@ TEST(SparseLinear, RefusesAnArchiveOfSomethingElse) {
   EXPECT_TRUE(layer->to_dense().equal(before));
 }
 
+// As torch's Linear and Conv2d: any dimensions before the last one, and an image alone.
+TEST(SparseLinear, TakesAnyDimensionsBeforeTheLast) {
+  torch::nn::Linear dense(8, 3);
+  const nn::SparseLinear sparse(nn::SparseLinearImpl::from_dense(*dense));
+  for (const std::vector<std::int64_t>& shape :
+       {std::vector<std::int64_t>{8}, {5, 8}, {4, 5, 8}, {2, 3, 4, 8}, {0, 8}, {3, 0, 8}}) {
+    const at::Tensor x = torch::randn(shape).requires_grad_(true), y = x.detach().clone().requires_grad_(true);
+    const at::Tensor expected = dense->forward(x), found = sparse.ptr()->forward(y);
+    ASSERT_EQ(found.sizes(), expected.sizes());
+    EXPECT_TRUE(torch::allclose(found, expected, 1e-5, 1e-6));
+    expected.sum().backward();
+    found.sum().backward();
+    EXPECT_TRUE(torch::allclose(y.grad(), x.grad(), 1e-5, 1e-6));
+  }
+  torch::nn::Conv2d conv(torch::nn::Conv2dOptions(4, 5, 3));
+  const auto sparse_conv = nn::SparseConv2dImpl::from_dense(*conv);
+  const at::Tensor image = torch::randn({4, 7, 6});
+  EXPECT_TRUE(torch::allclose(sparse_conv->forward(image), conv->forward(image), 1e-5, 1e-5));
+}
+
+TEST(SparseLinear, CloneIsALayerOfItsOwn) {
+  torch::nn::Sequential net(nn::SparseConv2d(torch::nn::Conv2dOptions(2, 3, 3).bias(false)), torch::nn::Flatten(),
+                            nn::SparseLinear(3 * 16, 4), nn::SparseLinear(4, 3));
+  net->ptr<nn::SparseConv2dImpl>(0)->weight()->keep(positions({1, 4, 30}));
+  auto& weight = *net->ptr<nn::SparseLinearImpl>(2)->weight();
+  weight.keep(torch::arange(0, 192, 5, torch::kInt64));
+  net->parameters().front().set_requires_grad(false);
+  net->eval();
+  torch::manual_seed(8);
+  const at::Tensor next = torch::rand({1});
+  torch::manual_seed(8);
+  const auto copy = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(net->clone());
+  EXPECT_TRUE(torch::rand({1}).equal(next));
+  const at::Tensor x = torch::randn({5, 2, 6, 6}), before = net->forward(x);
+  EXPECT_TRUE(copy->forward(x).equal(before));  // the last layer's weights are drawn when they are needed
+  EXPECT_FALSE(copy->ptr(0)->is_training() || copy->ptr(2)->is_training());
+  EXPECT_FALSE(copy->parameters().front().requires_grad());
+  weight.rewire({positions({0}), positions({1}), torch::ones({1}), {}});
+  {
+    const torch::NoGradGuard no_grad;
+    net->ptr<nn::SparseLinearImpl>(3)->weight()->parameter().mul_(2);
+  }
+  EXPECT_FALSE(net->forward(x).equal(before));
+  EXPECT_TRUE(copy->forward(x).equal(before));
+  std::ostringstream text;
+  text << *net;
+  EXPECT_NE(text.str().find("espalier::nn::SparseConv2d(2, 3, kernel_size=[3, 3], stride=[1, 1], padding=[0, 0], "
+                            "dilation=[1, 1], groups=1, bias=false, 3 of 54 weights)"),
+            std::string::npos)
+      << text.str();
+  EXPECT_NE(text.str().find("espalier::nn::SparseLinear(in_features=48, out_features=4, bias=true, 39 of 192 weights)"),
+            std::string::npos);
+}
+
 // As torch's layers: uniform within sqrt(1 / fan_in), by the default generator.
 TEST(SparseLinear, BeginsAsTheDenseLayerDoes) {
   const auto drawn = [](auto make) {
@@ -810,7 +864,8 @@ TEST(SparseLinear, SaysWhatDoesNotFit) {
   nn::SparseLinear layer(8, 3);
   EXPECT_THROW(layer->forward(torch::zeros({2, 7})), Error);
   EXPECT_THROW(layer->forward(torch::zeros({2, 8}, torch::kDouble)), Error);
-  EXPECT_THROW(layer->forward(torch::zeros({8})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({2, 8, 7})), Error);
+  EXPECT_THROW(layer->forward(torch::zeros({})), Error);
   EXPECT_THROW(layer->forward(torch::zeros({2, 8}, torch::kInt64)), Error);
 }
 

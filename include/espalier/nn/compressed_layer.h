@@ -27,7 +27,14 @@ class CompressedLayer : public torch::nn::Module {
 
   at::Tensor bias;  ///< [out], or undefined
 
+  /// A layer of its own with the same entries and bias. What a Sparsifier does for this one it does not do for that.
+  std::shared_ptr<torch::nn::Module> clone(const c10::optional<at::Device>& device = c10::nullopt) const override;
+  /// As torch's layers, and how many weights are kept.
+  void pretty_print(std::ostream& stream) const override;
+
  protected:
+  virtual std::shared_ptr<CompressedLayer> another() const = 0;  ///< of the same shape, with entries of its own
+  virtual std::string options_text() const = 0;                  ///< "in_features=8, out_features=3"
   CompressedLayer(const char* kind, std::shared_ptr<CompressedWeight> weight, bool with_bias);
 
  private:

@@ -52,6 +52,9 @@ class CompressedWeight : public SparseWeight {
   void set_draw(Draw draw, double largest = std::numeric_limits<double>::infinity());
   /// What SparseWeight's constructor cannot know yet: name and number in a model, and psi. Values keep w.
   void adopt(std::string name, std::int64_t layer, const Reparametrisation& psi);
+  /// Entries and w of another weight of the same shape; where it stores none yet, its distribution. The structure is
+  /// shared.
+  void copy_from(const CompressedWeight& other);
   /// Entries and values from a dense weight: what is not zero is kept.
   void from_dense(const at::Tensor& dense);
   /// w from a file of weights, as `state` gives it (crow_indices, col_indices, values) or dense under name(). False

@@ -25,8 +25,10 @@ class SparseConv2dImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseConv2dImpl> from_dense(const torch::nn::Conv2dImpl& dense);
 
-  /// [N, in, H, W] -> [N, out, H', W'], for any LibTorch model, torch::nn::Sequential too.
-  at::Tensor forward(const at::Tensor& x) { return compute(x).plain(); }
+  /// [N, in, H, W] -> [N, out, H', W'], or one image without N, for any LibTorch model, torch::nn::Sequential too.
+  at::Tensor forward(const at::Tensor& x) {
+    return x.dim() == 3 ? compute(x.unsqueeze(0)).plain().squeeze(0) : compute(x).plain();
+  }
   /// Images stay images; [N, C, H, W] is converted, and the result handed on as images. But where no gradient is asked
   /// for, a few images in [N, C, H, W] stay what they are.
   Activation compute(const Activation& x);
@@ -37,6 +39,10 @@ class SparseConv2dImpl : public CompressedLayer {
   std::pair<Activation, Activation> fork(const Activation& x);
 
   const kernels::ConvShape& shape() const { return shape_; }
+
+ protected:
+  std::shared_ptr<CompressedLayer> another() const override;
+  std::string options_text() const override;
 
  private:
   std::pair<Activation, Activation> convolved(const Activation& x, bool fork);

@@ -20,13 +20,17 @@ class SparseLinearImpl : public CompressedLayer {
   /// The entries of `dense` that are not zero, and its bias.
   static std::shared_ptr<SparseLinearImpl> from_dense(const torch::nn::LinearImpl& dense);
 
-  /// [N, in] -> [N, out], for any LibTorch model, torch::nn::Sequential too.
-  at::Tensor forward(const at::Tensor& x) { return compute(x).plain(); }
+  /// [*, in] -> [*, out], for any LibTorch model, torch::nn::Sequential too.
+  at::Tensor forward(const at::Tensor& x);
   /// Tiles stay tiles; [N, in] is converted, and the result handed on in tiles.
   Activation compute(const Activation& x, const ops::BesideRelu& relu = {});
 
   std::int64_t in_features() const { return weight()->shape()[1]; }
   std::int64_t out_features() const { return weight()->shape()[0]; }
+
+ protected:
+  std::shared_ptr<CompressedLayer> another() const override;
+  std::string options_text() const override;
 };
 TORCH_MODULE(SparseLinear);
 
