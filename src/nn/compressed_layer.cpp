@@ -9,11 +9,6 @@
 #include "espalier/nn/init.h"
 
 namespace espalier::nn {
-namespace {
-
-const char* const kIndices[] = {"crow_indices", "col_indices"};
-
-}  // namespace
 
 CompressedLayer::CompressedLayer(const char* kind, std::shared_ptr<CompressedWeight> weight, bool with_bias)
     : torch::nn::Module(kind), weight_(std::move(weight)) {
@@ -31,7 +26,8 @@ std::shared_ptr<torch::nn::Module> CompressedLayer::clone(const c10::optional<at
   const KeepDefaultGenerator untouched;
   const auto copy = another();
   copy->weight_->copy_from(*weight_);
-  copy->parameters().front().set_requires_grad(parameters().front().requires_grad());
+  const auto values_of = [](const CompressedLayer& layer) { return layer.named_parameters(false)["values"]; };
+  values_of(*copy).set_requires_grad(values_of(*this).requires_grad());
   if (bias.defined()) {
     copy->bias.copy_(bias);
     copy->bias.set_requires_grad(bias.requires_grad());
@@ -56,20 +52,19 @@ void CompressedLayer::save(torch::serialize::OutputArchive& archive) const {
 
 void CompressedLayer::load(torch::serialize::InputArchive& archive) {
   const torch::NoGradGuard no_grad;
-  at::Tensor read;
+  at::Tensor new_bias;
   if (bias.defined()) {
-    ESPALIER_CHECK(archive.try_read("bias", read) && read.sizes() == bias.sizes(), ErrorKind::data,
+    ESPALIER_CHECK(archive.try_read("bias", new_bias) && new_bias.sizes() == bias.sizes(), ErrorKind::data,
                    "{}: the archive has {}; expected one of [{}]", weight_->name(),
-                   read.defined() ? fmt::format("a bias of [{}]", fmt::join(read.sizes(), ", ")) : "no bias",
+                   new_bias.defined() ? fmt::format("a bias of [{}]", fmt::join(new_bias.sizes(), ", ")) : "no bias",
                    bias.size(0));
   }
-  const at::Tensor new_bias = read;
   NamedTensors tensors;
   const auto take = [&](const char* key, bool is_buffer, const std::string& name) {
     at::Tensor tensor;
     if (archive.try_read(key, tensor, is_buffer)) tensors.emplace_back(name, tensor);
   };
-  for (const char* key : kIndices) take(key, /*is_buffer=*/true, weight_->name() + "." + key);
+  for (const char* key : {"crow_indices", "col_indices"}) take(key, /*is_buffer=*/true, weight_->name() + "." + key);
   take("values", /*is_buffer=*/false, weight_->name() + ".values");
   take("weight", /*is_buffer=*/false, weight_->name());
   ESPALIER_CHECK(weight_->load_state(tensors), ErrorKind::data,

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/init.h"
 
 namespace espalier::nn {
 namespace {
@@ -79,6 +80,7 @@ SparseConv2dImpl::SparseConv2dImpl(const kernels::ConvShape& s, bool with_bias, 
 
 std::shared_ptr<SparseConv2dImpl> SparseConv2dImpl::from_dense(const torch::nn::Conv2dImpl& dense) {
   const torch::NoGradGuard no_grad;
+  const KeepDefaultGenerator untouched;
   const auto& o = dense.options;
   auto options = torch::nn::Conv2dOptions(o.in_channels(), o.out_channels(), o.kernel_size())
                      .stride(o.stride())

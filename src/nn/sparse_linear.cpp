@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include "espalier/core/error.h"
+#include "espalier/nn/init.h"
 
 namespace espalier::nn {
 namespace {
@@ -33,6 +34,7 @@ SparseLinearImpl::SparseLinearImpl(const torch::nn::LinearOptions& options, at::
 
 std::shared_ptr<SparseLinearImpl> SparseLinearImpl::from_dense(const torch::nn::LinearImpl& dense) {
   const torch::NoGradGuard no_grad;
+  const KeepDefaultGenerator untouched;
   const auto options = torch::nn::LinearOptions(dense.weight.size(1), dense.weight.size(0)).bias(dense.bias.defined());
   auto layer = std::make_shared<SparseLinearImpl>(options, dense.weight.scalar_type());
   layer->weight()->from_dense(dense.weight);

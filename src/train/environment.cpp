@@ -288,7 +288,7 @@ OneThread::~OneThread() { use_threads(threads_); }
 
 std::map<std::string, double> CoreWaits::now() {
   std::map<std::string, double> waits;
-  std::error_code none;  // a thread may end meanwhile
+  std::error_code none;  // where there is no such folder
   for (const auto& thread : fs::directory_iterator("/proc/self/task", none)) {
     std::ifstream file(thread.path() / "schedstat");
     double ran = 0, waited = 0;  // nanoseconds

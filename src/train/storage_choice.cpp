@@ -305,10 +305,13 @@ std::vector<LayerChoice> choose_storage(const RunConfig& config, const nn::Input
     c.nnz = budgets[i];
     if (!candidates[i].measurable) continue;
     const std::string key = key_of(c, config.train.batch_size);
-    std::optional<LayerTimes> times = known_times(measured, key);  // of a layer like this one
-    if (!times) times = known_times(cache, key);
-    if (!times || (times->one_thread && !measured.contains(key))) {
-      if (const auto all_threads = time_layer(candidates[i], /*one_thread=*/false)) times = all_threads;
+    if (const auto alike = known_times(measured, key)) {  // an earlier layer of this model
+      c.times = *alike;
+      continue;
+    }
+    std::optional<LayerTimes> times = known_times(cache, key);
+    if (!times || times->one_thread) {
+      if (const auto undisturbed = time_layer(candidates[i], /*one_thread=*/false)) times = undisturbed;
       if (!times) times = time_layer(candidates[i], /*one_thread=*/true);
       measured[key] = to_json(*times);
     }

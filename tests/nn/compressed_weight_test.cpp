@@ -598,6 +598,14 @@ TEST(SparseLinear, BeginsAsTheDenseLayerDoes) {
   expect_uniform(linear, 0.1);
   expect_uniform(linear_bias, 0.1);
   const auto [conv, conv_bias] = drawn([] { return nn::SparseConv2d(torch::nn::Conv2dOptions(8, 100, 3).groups(2)); });
+  torch::manual_seed(4);
+  torch::nn::Linear dense(8, 3);
+  torch::nn::Conv2d dense_conv(torch::nn::Conv2dOptions(4, 5, 3));
+  const at::Tensor next = torch::rand({1});
+  torch::manual_seed(4);
+  nn::SparseLinearImpl::from_dense(*torch::nn::Linear(8, 3));
+  nn::SparseConv2dImpl::from_dense(*torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 5, 3)));
+  EXPECT_TRUE(torch::rand({1}).equal(next)) << "to convert a layer draws nothing";
   expect_uniform(conv, 1.0 / 6);
   expect_uniform(conv_bias, 1.0 / 6);
 }
